@@ -1,0 +1,51 @@
+"""Kuosan (扩散): one toolkit for the whole family of diffusion models.
+
+``import kuosan as ks``; everything is reached from here and loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kuosan import networks, objectives, schedules, solvers
+    from kuosan.denoiser import EDM, Denoiser
+    from kuosan.gaussian import Gaussian
+    from kuosan.likelihood import Bound, elbo
+    from kuosan.mixture import Mixture
+    from kuosan.prediction import Prediction
+    from kuosan.process import Grid, Process
+    from kuosan.run import Run, load
+    from kuosan.solvers import ClassifierFree, Table, sample
+
+_HOME = {
+    "ClassifierFree": "solvers",
+    "Bound": "likelihood",
+    "Denoiser": "denoiser",
+    "EDM": "denoiser",
+    "Gaussian": "gaussian",
+    "Grid": "process",
+    "Mixture": "mixture",
+    "Prediction": "prediction",
+    "Process": "process",
+    "Run": "run",
+    "Table": "solvers",
+    "elbo": "likelihood",
+    "load": "run",
+    "sample": "solvers",
+}
+_MODULES = ("networks", "objectives", "schedules", "solvers")
+
+__version__ = "0.1.0"
+__all__ = [*sorted(_HOME), *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return import_module(f"kuosan.{name}")
+    if name in _HOME:
+        return getattr(import_module(f"kuosan.{_HOME[name]}"), name)
+    raise AttributeError(f"kuosan has no {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

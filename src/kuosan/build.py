@@ -1,0 +1,153 @@
+"""From a recipe's tables to objects: each ``kind`` names a class, whose own signature says which keys there are."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from kuosan import objectives, schedules
+from kuosan.denoiser import EDM, Denoiser
+from kuosan.networks import NETWORKS
+from kuosan.objectives import Objective
+from kuosan.process import Process
+from kuosan.recipe import Recipe, RecipeError, explain
+from kuosan.solvers import SOLVERS, Solver
+
+SCHEDULES: dict[str, Callable] = {
+    "linear": schedules.LinearBeta,
+    "cosine": schedules.Cosine,
+    "sqrt": schedules.Sqrt,
+    "ve": schedules.VE,
+    "sub_vp": schedules.SubVP,
+    "flow": schedules.RectifiedFlow,
+    "ddpm": schedules.linear_beta_table,
+}
+OBJECTIVES: dict[str, Callable] = {
+    "simple": objectives.Simple,
+    "weighted": objectives.Weighted,
+    "cross_entropy": objectives.CrossEntropy,
+    "bound": objectives.Bound,
+    "hybrid": objectives.Hybrid,
+}
+WEIGHTINGS: dict[str, Callable] = {
+    "plain": objectives.Plain,
+    "snr": objectives.SNR,
+    "min_snr": objectives.MinSNR,
+    "edm": objectives.EDMWeight,
+    "sigmoid": objectives.Sigmoid,
+    "likelihood": objectives.Likelihood,
+}
+TIMES: dict[str, Callable] = {
+    "uniform": objectives.Uniform,
+    "stratified": objectives.Stratified,
+    "logit_normal": objectives.LogitNormal,
+    "log_normal_noise": objectives.LogNormalNoise,
+    "loss_aware": objectives.LossAware,
+}
+#: Parameters that are themselves a table with a kind.
+NESTED: dict[str, Mapping[str, Callable]] = {"weighting": WEIGHTINGS, "times": TIMES}
+#: The recipe's open sections and what their kinds are.
+SECTIONS: dict[str, Mapping[str, Callable]] = {
+    "process": SCHEDULES,
+    "network": NETWORKS,
+    "objective": OBJECTIVES,
+    "sampling.solver": SOLVERS,
+}
+
+
+def settings(maker: Callable, given: tuple[str, ...] = ()) -> dict[str, inspect.Parameter]:
+    """The parameters of a maker that a recipe may set, with resolved types; ``given`` ones come from elsewhere."""
+    hints = get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
+    return {
+        name: parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(maker).parameters.items()
+        if name not in given
+    }
+
+
+def _is_scalar(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return all(_is_scalar(part) for part in get_args(annotation))
+    return annotation in (int, float, str, bool, type(None))
+
+
+def make(kinds: Mapping[str, Callable], table: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """The object that a table describes.
+
+    Args:
+        kinds: name -> class or function.
+        table: its ``kind`` and settings.
+        where: the table's place, for messages.
+        given: arguments that do not come from the recipe.
+
+    Raises:
+        RecipeError: no kind or an unknown one, an unknown key, a wrong type, a value that the class refuses.
+    """
+    table = dict(table)
+    kind = table.pop("kind", None)
+    if kind not in kinds:
+        raise RecipeError(f"{where}.kind: must be one of {', '.join(kinds)}, got {kind!r}")
+    maker = kinds[kind]
+    known = settings(maker, tuple(given))
+    fields: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
+    for name, parameter in known.items():
+        if name in NESTED:
+            if name in table:
+                nested[name] = make(NESTED[name], table.pop(name), f"{where}.{name}")
+            elif parameter.default is inspect.Parameter.empty:
+                raise RecipeError(f"{where}.{name}: is missing")
+        elif _is_scalar(parameter.annotation):
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[name] = (parameter.annotation, default)
+    model = create_model(kind, __config__=ConfigDict(extra="forbid", strict=True, protected_namespaces=()), **fields)
+    try:
+        values = model.model_validate(table).model_dump()
+    except ValidationError as error:
+        raise RecipeError(explain(error, where)) from None
+    accepted = {k: v for k, v in given.items() if k in inspect.signature(maker).parameters}
+    try:
+        return maker(**values, **nested, **accepted)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def make_process(recipe: Recipe) -> Process:
+    return Process(make(SCHEDULES, recipe.process, "process"))
+
+
+def make_objective(recipe: Recipe) -> Objective:
+    return make(OBJECTIVES, recipe.objective, "objective")
+
+
+def make_solver(table: Mapping[str, Any]) -> Solver:
+    return make(SOLVERS, table, "sampling.solver")
+
+
+def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: int) -> Denoiser:
+    """The untrained denoiser of a recipe for examples of a shape, with so many levels and classes (0: none).
+
+    Raises:
+        RecipeError: settings that do not go together.
+    """
+    section = recipe.denoiser
+    process = make_process(recipe)
+    by_level = section.predicts == "levels"
+    network = make(
+        NETWORKS,
+        recipe.network,
+        "network",
+        shape=shape,
+        classes=classes if recipe.data.conditional else 0,
+        outputs=levels if by_level else 1 + section.learned_variance,
+        stack_last=by_level,
+    )
+    try:
+        edm = EDM(section.sigma_data) if section.preconditioning == "edm" else None
+        return Denoiser(network, process, section.predicts, edm, levels, section.learned_variance)
+    except ValueError as error:
+        raise RecipeError(f"denoiser: {error}") from None

@@ -1,0 +1,1 @@
+"""Images: pixel data with integer levels, and a judge of generated samples."""

@@ -1,0 +1,11 @@
+"""Networks, few and readable: called as ``network(x, t, condition)``; any other module of that shape will do."""
+
+from collections.abc import Callable
+
+from kuosan.networks.embedding import Embedding
+from kuosan.networks.mlp import MLP
+
+#: The networks that recipes know by name.
+NETWORKS: dict[str, Callable] = {"mlp": MLP}
+
+__all__ = ["MLP", "NETWORKS", "Embedding"]

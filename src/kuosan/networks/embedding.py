@@ -1,0 +1,48 @@
+"""What a network is told beside x: the time (or noise label) and the class, as one vector."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Embedding(nn.Module):
+    """Fourier features of the time through a small MLP, plus a learned vector for each class.
+
+    Args:
+        width: size of the vector.
+        classes: number of classes; 0 for none. A class of -1, or no condition at all, means "any".
+        features: sine and cosine pairs, of wavelengths 4 down to 1/64 in geometric steps: fine enough for times in
+            [0, 1], long enough for EDM's labels.
+    """
+
+    def __init__(self, width: int, classes: int = 0, features: int = 32):
+        super().__init__()
+        frequencies = 2 * math.pi * torch.logspace(-2, 6, features, base=2.0)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.time = nn.Sequential(nn.Linear(2 * features, width), nn.SiLU(), nn.Linear(width, width))
+        self.classes = classes
+        if classes:
+            self.label = nn.Embedding(classes + 1, width)  # the last one is "any"
+            nn.init.normal_(self.label.weight, std=0.02)
+
+    def forward(self, t: Tensor, condition: object = None) -> Tensor:
+        """(B, width) from t (B,) and classes (B,).
+
+        Raises:
+            ValueError: a condition for a network without classes, or a class that does not exist.
+        """
+        angles = t[:, None] * self.frequencies
+        vector = self.time(torch.cat([angles.cos(), angles.sin()], dim=1))
+        if not self.classes:
+            if condition is not None:
+                raise ValueError("this network is unconditional: it has no classes to choose from")
+            return vector
+        if condition is None:
+            condition = torch.full((len(t),), -1, device=t.device)
+        assert isinstance(condition, Tensor)
+        if condition.min() < -1 or condition.max() >= self.classes:
+            raise ValueError(f"classes are 0 to {self.classes - 1}, or -1 for any; got {sorted(set(condition.tolist()))}")
+        return vector + self.label(condition % (self.classes + 1))

@@ -1,0 +1,229 @@
+"""A recipe: everything that defines a training run, in one validated TOML file. Importing it does not import torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used: says the file, the key, what was expected and what came."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Data(Section):
+    """What to learn: a named data set, or a folder of images."""
+
+    name: Annotated[str | None, Field(description="a named data set: digits or mnist")] = None
+    folder: Annotated[str | None, Field(description="or a folder of images; its sub-folders are the classes")] = None
+    size: Annotated[Count | None, Field(description="side in pixels of a folder's images after crop and resize")] = None
+    channels: Annotated[Literal[1, 3], Field(description="1: grey, 3: colour, for a folder")] = 3
+    held_out: Annotated[float, Field(gt=0, lt=1, description="share of a folder kept for measuring")] = 0.05
+    conditional: Annotated[bool, Field(description="tell the network each example's class")] = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if (self.name is None) == (self.folder is None):
+            raise ValueError("give either name (a named data set) or folder (of your own images)")
+        if self.folder is not None and self.size is None:
+            raise ValueError("a folder needs size, the side in pixels that its images are cropped and resized to")
+        if self.name is not None and self.size is not None:
+            raise ValueError("a named data set has its own size: drop size")
+        return self
+
+
+class DenoiserSection(Section):
+    """What the network predicts and how it is preconditioned."""
+
+    predicts: Annotated[
+        Literal["x0", "eps", "score", "v", "velocity", "levels"], Field(description="what the network's output means")
+    ] = "v"
+    preconditioning: Annotated[Literal["none", "edm"], Field(description="edm: unit variance in and out")] = "none"
+    sigma_data: Annotated[Positive, Field(description="standard deviation of the data, for edm")] = 0.5
+    learned_variance: Annotated[bool, Field(description="also predict the reverse variance")] = False
+
+
+class Training(Section):
+    """How long, how fast, and how exactly."""
+
+    steps: Annotated[Count, Field(description="optimiser steps")]
+    batch_size: Annotated[Count, Field(description="examples per step, over all processes")] = 128
+    accumulate: Annotated[Count, Field(description="parts that a batch is computed in, to save memory")] = 1
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="peak learning rate of AdamW")] = 1e-3
+    warmup: Annotated[int, Field(ge=0, description="steps over which the learning rate rises")] = 100
+    decay: Annotated[
+        Literal["constant", "cosine", "linear"], Field(description="how the learning rate falls afterwards")
+    ] = "cosine"
+    beta2: Annotated[Share, Field(description="AdamW's second moment")] = 0.99
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(ge=0, description="largest gradient norm; 0: no clipping")] = 1.0
+    ema: Annotated[Share, Field(description="decay of the averaged weights, which samples are drawn from")] = 0.999
+    label_drop: Annotated[Share, Field(description="share of examples that train without their class")] = 0.1
+    precision: Annotated[Literal["float32", "bfloat16"], Field(description="of the network's arithmetic")] = "float32"
+    channels_last: Annotated[bool, Field(description="memory layout that convolutions like")] = False
+    compile: Annotated[bool, Field(description="torch.compile: slow start, faster steps")] = False
+    checkpoint_every: Annotated[Count, Field(description="steps between checkpoints")] = 1000
+    sample_every: Annotated[int, Field(ge=0, description="steps between sample grids; 0: none")] = 1000
+
+    @model_validator(mode="after")
+    def _divides(self) -> Training:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate = {self.accumulate} must divide batch_size = {self.batch_size}")
+        return self
+
+
+class Sampling(Section):
+    """What `kuosan sample` does unless told otherwise."""
+
+    solver: Annotated[dict[str, Any], Field(description="kind = ddim | ancestral, and its own settings")] = Field(
+        default_factory=lambda: {"kind": "ddim"}
+    )
+    steps: Annotated[Count, Field(description="network evaluations per sample")] = 50
+    guidance: Annotated[float, Field(ge=-1, description="classifier-free weight w; 0: none")] = 0.0
+    clip: Annotated[bool, Field(description="keep every x0-hat within [-1, 1]")] = True
+
+
+class Evaluation(Section):
+    """How `kuosan evaluate` measures."""
+
+    bound_steps: Annotated[Count, Field(description="K, the steps of the chain whose bound is reported")] = 1000
+    variance: Annotated[
+        Literal["beta_tilde", "beta", "learned", "posterior"], Field(description="of the reverse steps in the bound")
+    ] = "beta"
+    terms: Annotated[Literal["all", "random", "stratified"], Field(description="how the sum over t is estimated")] = "all"
+    draws: Annotated[Count, Field(description="times that is repeated")] = 1
+    examples: Annotated[Count, Field(description="most held-out examples that are scored")] = 1000
+    samples: Annotated[Count, Field(description="samples that the judge sees")] = 1000
+
+
+class Recipe(Section):
+    """Everything that defines a training run. ``process``, ``network`` and ``objective`` name a ``kind`` and its settings."""
+
+    description: Annotated[str, Field(description="one line for `kuosan recipes`")] = ""
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="of weights, order and noise")] = 0
+    data: Data
+    process: dict[str, Any]
+    network: dict[str, Any]
+    denoiser: DenoiserSection = DenoiserSection()
+    objective: dict[str, Any]
+    training: Training
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
+
+    def fingerprint(self) -> str:
+        """A hash of what training depends on; sampling and evaluation may change without harm."""
+        parts = self.model_dump(exclude={"description", "sampling", "evaluation"})
+        for harmless in ("checkpoint_every", "sample_every"):
+            parts["training"].pop(harmless)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    folder = Path(str(resources.files("kuosan") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a TOML file: {error}") from None
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    """Apply "training.steps=500" to a nested table; the value is read as TOML, or else as a word."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"an override looks like training.steps=500, got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"{override!r}: {section} is a value, not a section")
+    table[last] = value
+
+
+def as_table(words: Sequence[str]) -> dict[str, Any]:
+    """A kind and its settings from words such as ["ddim", "eta=0.5"]."""
+    table: dict[str, Any] = {"kind": words[0]}
+    for word in words[1:]:
+        _override(table, word)
+    return table
+
+
+def describe() -> str:
+    """Every setting of a recipe with its type, default and meaning, for --help."""
+    lines = []
+    for name, section in Recipe.model_fields.items():
+        fields = getattr(section.annotation, "model_fields", None)
+        if fields is None:
+            fields, name = {name: section}, ""
+        for key, field in fields.items():
+            default = "" if field.is_required() or field.default_factory else f" [{field.default}]"
+            label = f"{name}.{key}" if name else key
+            lines.append(f"  {label:28} {field.description or ''}{default}")
+    return "\n".join(lines)
+
+
+def explain(error: ValidationError, where: str) -> str:
+    """A pydantic error as one line for each mistake: place, key, what was expected, what came."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "recipe"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{where}: {key}: there is no such key")
+        elif item["type"] == "missing":
+            lines.append(f"{where}: {key}: is missing")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            message = message[0].lower() + message[1:]
+            came = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
+            lines.append(f"{where}: {key}: {message}{came}")
+    return "\n".join(lines)
+
+
+def read(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a shipped name or a TOML file, with overrides such as "training.steps=500".
+
+    Raises:
+        RecipeError: no such recipe, not TOML, an unknown key, a wrong type or an impossible value.
+    """
+    path = Path(source)
+    if path.suffix != ".toml":
+        known = shipped()
+        if str(source) not in known:
+            raise RecipeError(f"there is no recipe {str(source)!r}; there are {', '.join(known)}, or give a path.toml")
+        path = known[str(source)]
+    if not path.is_file():
+        raise RecipeError(f"{path}: there is no such file")
+    table = _parse(path)
+    for override in overrides:
+        _override(table, override)
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise RecipeError(explain(error, path.name)) from None

@@ -1,0 +1,56 @@
+"""Guidance: a wrapper around a denoiser that any solver accepts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kuosan.prediction import Prediction
+from kuosan.process import Process
+from kuosan.schedules import Time
+from kuosan.solvers.executor import Model
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    r"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6), in x0 and so in every linear form.
+
+    .. math:: \hat x_0 = \hat x_0(c) + w\,[\hat x_0(c) - \hat x_0(\varnothing)]
+
+    w = 0 is the conditional model itself. (Many programs count from 1: their scale is 1 + w.) Both answers come from
+    one evaluation of a doubled batch.
+
+    Args:
+        denoiser: a conditional denoiser that was trained with its condition dropped now and then.
+        weight: w, at least -1.
+
+    Raises:
+        ValueError: a weight under -1 or not finite; sampling without a condition.
+    """
+
+    denoiser: Model
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if not -1 <= self.weight < float("inf"):
+            raise ValueError(f"a guidance weight is at least -1 (0: no guidance), got {self.weight}")
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Time, condition: object = None) -> Prediction:
+        if not isinstance(condition, Tensor):
+            raise ValueError("guidance needs a condition for each sample: this model, or this call, has none")
+        if self.weight == 0:
+            return self.denoiser(x_t, t, condition)
+        t = torch.as_tensor(t, dtype=torch.float64)
+        both = self.denoiser(
+            torch.cat([x_t, x_t]),
+            torch.cat([t, t]) if t.ndim else t,
+            torch.cat([condition, torch.full_like(condition, -1)]),  # -1 is "no class" to every network here
+        )
+        given, free = both.x0.chunk(2)
+        return Prediction(self.process, t, x_t, "x0", given + self.weight * (given - free))
