@@ -36,7 +36,26 @@ _HOME = {
 _MODULES = ("networks", "objectives", "schedules", "solvers")
 
 __version__ = "0.1.0"
-__all__ = [*sorted(_HOME), *_MODULES]
+__all__ = [
+    "EDM",
+    "Bound",
+    "ClassifierFree",
+    "Denoiser",
+    "Gaussian",
+    "Grid",
+    "Mixture",
+    "Prediction",
+    "Process",
+    "Run",
+    "Table",
+    "elbo",
+    "load",
+    "networks",
+    "objectives",
+    "sample",
+    "schedules",
+    "solvers",
+]
 
 
 def __getattr__(name: str):

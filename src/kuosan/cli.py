@@ -58,7 +58,7 @@ def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan.run import train
 
     run = train(recipe, folder)
-    words = f"trained {run.folder}: next, kuosan sample {run.folder}, kuosan evaluate {run.folder}, kuosan report {run.folder}"
+    words = f"trained {run.folder}; next: kuosan sample, evaluate or report {run.folder}"
     return {"run": str(run.folder), "step": recipe.training.steps}, words
 
 
@@ -140,7 +140,9 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             f"{'  Frechet distance in its features':40s}{quality['frechet']:>10.3f}{real['frechet']:>10.3f}",
         ]
         if quality["agreement"] is not None:
-            lines.append(f"{'  judged as the class asked for':40s}{quality['agreement']:>10.1%}{real['agreement']:>10.1%}")
+            lines.append(
+                f"{'  judged as the class asked for':40s}{quality['agreement']:>10.1%}{real['agreement']:>10.1%}"
+            )
         shares = "  ".join(f"{name} {share:.0%}" for name, share in quality["classes"].items())
         lines.append(f"  classes: {shares}")
     lines += ["", f"{result['run']}/evaluation.json"]
@@ -216,7 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("-n", "--count", type=int, help="how many (default 16)")
     draw.add_argument("--seeds", type=_numbers, help="one for each sample, like 0-15,20 (default 0, 1, 2, ...)")
     draw.add_argument("--class", dest="classes", metavar="NAMES", help="classes asked for, in turn, like 3 or 0,1,2")
-    draw.add_argument("--solver", nargs="+", metavar=("KIND", "KEY=VALUE"), help="ddim eta=0.5, ancestral temperature=1")
+    draw.add_argument(
+        "--solver", nargs="+", metavar=("KIND", "KEY=VALUE"), help="ddim eta=0.5, ancestral temperature=1"
+    )
     draw.add_argument("--steps", type=int, help="network evaluations for each sample")
     draw.add_argument("--guidance", type=float, help="classifier-free weight w: 0 none; x0(c) + w (x0(c) - x0())")
     draw.add_argument("--out", metavar="FOLDER", help="where to write them (default: RUN/samples)")

@@ -50,7 +50,7 @@ class Denoiser(nn.Module):
             stacked along dimension 1; for "levels" logits of x's shape with one more dimension of size L.
         process: the forward process.
         predicts: "x0", "eps", "score", "v", "velocity" or "levels". With levels, the logits are multiplied by the
-            Gaussian likelihood of x_t, so that the network only has to say what x_t itself does not, and x0 is the mean.
+            Gaussian likelihood of x_t (the network only has to say what x_t itself does not), and x0 is the mean.
         preconditioning: None or :class:`EDM`. EDM scales the network's output into an x0; for levels only the input and
             the label.
         levels: the number of levels of discrete data, evenly spaced over [-1, 1]; None for continuous data.
@@ -83,6 +83,12 @@ class Denoiser(nn.Module):
             raise ValueError(f"discrete data has at least 2 levels, got {levels}")
         self.network, self.process, self.predicts = network, process, predicts
         self.preconditioning, self.levels, self.learned_variance = preconditioning, levels, learned_variance
+
+    def around(self, network: nn.Module) -> Denoiser:
+        """The same reading of another network: this one compiled, distributed, or another checkpoint."""
+        return Denoiser(
+            network, self.process, self.predicts, self.preconditioning, self.levels, self.learned_variance
+        )
 
     @property
     def level_values(self) -> Tensor:
@@ -130,4 +136,6 @@ class Denoiser(nn.Module):
     @staticmethod
     def _check(output: Tensor, shape: tuple[int, ...]) -> None:
         if tuple(output.shape) != tuple(shape):
-            raise ValueError(f"the network should have returned shape {tuple(shape)}, it returned {tuple(output.shape)}")
+            raise ValueError(
+                f"the network should have returned shape {tuple(shape)}, it returned {tuple(output.shape)}"
+            )

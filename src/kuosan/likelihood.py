@@ -48,7 +48,7 @@ def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, variance: Tensor, lev
     half = 1 / (levels - 1)
     std = variance.sqrt()
     low, high = (x - half - mean) / std, (x + half - mean) / std
-    # the interval (low, high) has the probability of (-high, -low): take the one in the lower tail, where log_ndtr is exact
+    # (low, high) has the probability of (-high, -low): take the one in the lower tail, where log_ndtr is exact
     flip = low + high > 0
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
     inner_low = log_ndtr(low)

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kuosan.denoiser import Denoiser
-from kuosan.likelihood import matching_term, per_example, reconstruction_term
+from kuosan.likelihood import matching_term, reconstruction_term
 from kuosan.prediction import FORMS, Prediction, log_gain, target
-from kuosan.process import Process, expand
+from kuosan.process import Process
 from kuosan.schedules import float64
 from kuosan.variance import check_variance
 
@@ -272,7 +272,7 @@ def _weighted(loss: Tensor, weight: Tensor | None) -> Tensor:
 def squared_error(prediction: Prediction, x_0: Tensor, noise: Tensor, weighting: Weighting) -> Tensor:
     """w(t) times the mean over dimensions of (x0 - x0_hat)^2, for each example, computed in the prediction's form."""
     process, t, form = prediction.process, prediction.t, prediction.form
-    t = t.expand(len(x_0))
+    t = float64(t).expand(len(x_0))
     error = ((prediction.value - target(form, process, t, x_0, noise)) ** 2).flatten(1).mean(1)
     if isinstance(weighting, Plain) and weighting.form == form:
         return error  # log_gain would cancel exactly; at alpha = 0 or sigma = 0 it would be 0 times infinity
@@ -333,8 +333,8 @@ class CrossEntropy:
 class Bound:
     """An unbiased estimate of minus the bound (:func:`kuosan.elbo`) on a grid of ``steps``, nats per dimension.
 
-    For each example the time picks one of the K terms, reconstruction included, which is multiplied by K. The prior term
-    has nothing to learn while the schedule is fixed and is left out.
+    For each example the time picks one of the K terms, reconstruction included, which is multiplied by K. The prior
+    term has nothing to learn while the schedule is fixed and is left out.
 
     Args:
         steps: K.
@@ -370,7 +370,7 @@ def _bound_term(denoiser, prediction: Prediction, x_0: Tensor, s: Tensor, steps:
     between = torch.where(to_data, 0.5 * prediction.t, s)  # any s > 0 will do where the term is not used
     term = matching_term(prediction, x_0, between, variance)
     if bool(to_data.any()):
-        noisiest = float(prediction.process.log_snr(prediction.t[to_data]).min())
+        noisiest = float(prediction.process.log_snr(float64(prediction.t)[to_data]).min())
         decoded = -reconstruction_term(denoiser, prediction, x_0, math.exp(-noisiest))
         term = torch.where(to_data.to(term.device), decoded, term)
     return steps * term / x_0[0].numel()

@@ -24,7 +24,8 @@ class Progress:
     """
 
     def __init__(self, what: str):
-        self.what, self.begun, self.printed, self.first = what, time.monotonic(), 0.0, None
+        self.what, self.printed = what, 0.0
+        self.first: tuple[int, float] | None = None
         self.pace = 0.2 if sys.stderr.isatty() else 15.0
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
@@ -35,7 +36,7 @@ class Progress:
             return
         self.printed = now
         speed = (done - self.first[0]) / max(now - self.first[1], 1e-9)
-        left = f", {duration((total - done) / speed)} left" if 0 < speed and done < total else ""
+        left = f", {duration((total - done) / speed)} left" if speed > 0 and done < total else ""
         line = f"{self.what} {done}/{total}  {note}{left}"
         end = "\n" if done >= total or not sys.stderr.isatty() else ""
         print(f"\r\033[K{line}" if sys.stderr.isatty() else line, end=end, file=sys.stderr, flush=True)

@@ -78,6 +78,7 @@ class Training(Section):
     precision: Annotated[Literal["float32", "bfloat16"], Field(description="of the network's arithmetic")] = "float32"
     channels_last: Annotated[bool, Field(description="memory layout that convolutions like")] = False
     compile: Annotated[bool, Field(description="torch.compile: slow start, faster steps")] = False
+    tensorboard: Annotated[bool, Field(description="also write RUN/tensorboard")] = False
     checkpoint_every: Annotated[Count, Field(description="steps between checkpoints")] = 1000
     sample_every: Annotated[int, Field(ge=0, description="steps between sample grids; 0: none")] = 1000
 
@@ -106,14 +107,16 @@ class Evaluation(Section):
     variance: Annotated[
         Literal["beta_tilde", "beta", "learned", "posterior"], Field(description="of the reverse steps in the bound")
     ] = "beta"
-    terms: Annotated[Literal["all", "random", "stratified"], Field(description="how the sum over t is estimated")] = "all"
+    terms: Annotated[Literal["all", "random", "stratified"], Field(description="how the sum over t is estimated")] = (
+        "all"
+    )
     draws: Annotated[Count, Field(description="times that is repeated")] = 1
     examples: Annotated[Count, Field(description="most held-out examples that are scored")] = 1000
     samples: Annotated[Count, Field(description="samples that the judge sees")] = 1000
 
 
 class Recipe(Section):
-    """Everything that defines a training run. ``process``, ``network`` and ``objective`` name a ``kind`` and its settings."""
+    """Everything that defines a training run; process, network and objective name a ``kind`` and its settings."""
 
     description: Annotated[str, Field(description="one line for `kuosan recipes`")] = ""
     seed: Annotated[int, Field(ge=0, lt=2**63, description="of weights, order and noise")] = 0
@@ -129,7 +132,7 @@ class Recipe(Section):
     def fingerprint(self) -> str:
         """A hash of what training depends on; sampling and evaluation may change without harm."""
         parts = self.model_dump(exclude={"description", "sampling", "evaluation"})
-        for harmless in ("checkpoint_every", "sample_every"):
+        for harmless in ("checkpoint_every", "sample_every", "tensorboard"):
             parts["training"].pop(harmless)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

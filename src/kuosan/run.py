@@ -50,7 +50,9 @@ def read_data(recipe: Recipe) -> ImageData:
     else:
         raise RecipeError(f"data.name: must be one of {', '.join(image_data.NAMED)}, got {section.name!r}")
     if section.conditional and data.classes is None:
-        raise RecipeError(f"data.conditional: {data.name} has no classes; make a sub-folder for each, or set it to false")
+        raise RecipeError(
+            f"data.conditional: {data.name} has no classes; make a sub-folder for each, or set it to false"
+        )
     return data
 
 
@@ -331,7 +333,7 @@ class Run:
     # -- measuring ----------------------------------------------------------------------------------------------------
 
     def bound(self, split: str = "held_out", examples: int | None = None, **settings: Any) -> Bound:
-        """The bound on a split ("held_out" or "train"), with the recipe's settings unless given (:func:`kuosan.elbo`)."""
+        """The bound on a split, "held_out" or "train", with the recipe's settings unless given: :func:`kuosan.elbo`."""
         section = self.recipe.evaluation
         part = getattr(self.data, split)
         n = min(len(part), section.examples if examples is None else examples)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from torch.nn.functional import logsigmoid
 Time = Tensor | float
 
 
-def float64(t: Time) -> Tensor:
+def float64(t: Any) -> Tensor:
+    """A number, sequence or tensor as a float64 tensor."""
     return torch.as_tensor(t, dtype=torch.float64)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Protocol
 
 import torch
@@ -28,9 +29,10 @@ class Quality:
         confident_error: the binomial standard error of that share.
         classes: the share of images judged to be of each class, by name; they sum to 1.
         frechet: the Frechet distance between this judge's features of the images and of the real training images. Not
-            the FID, whose features are another network's. The fewer the images, the larger it is, whatever they show.
-        frechet_of_real: the same distance of as many real held-out images (of all, where there are fewer): the floor
-            that `frechet` is to be compared with.
+            the FID, whose features are another network's. The fewer the images, the larger it is, whatever they show,
+            and the more it depends on how many of each class chance has drawn: use 1,000 or more.
+        frechet_of_real: the same distance of as many real held-out images, the mean of 10 draws (of all, where there
+            are no more than that): what `frechet` is to be compared with.
         agreement: the share of images judged to be of the class that was asked for; None where none was.
         agreement_error: the binomial standard error of that share.
     """
@@ -105,8 +107,7 @@ class Judge:
         else:
             classifier = _trained_network(data.train, data.level_count, len(data.classes), seed)
         statistics = _moments(_in_batches(classifier.features, data.train.levels))
-        mixed = torch.randperm(len(data.held_out), generator=torch.Generator().manual_seed(seed))
-        held_out = _in_batches(classifier.features, data.held_out.levels[mixed])  # a folder's come class by class
+        held_out = _in_batches(classifier.features, data.held_out.levels)
         judge = cls(classifier, data.name, data.shape, data.level_count, data.classes, statistics, held_out)
         judge.reference = judge.quality(data.held_out.levels, data.held_out.labels)
         return judge
@@ -167,7 +168,7 @@ class Judge:
             confident_error=_standard_error(confident, count),
             classes=dict(zip(self.classes, shares.tolist(), strict=True)),
             frechet=frechet_distance(*_moments(self.features(levels)), *self._statistics),
-            frechet_of_real=frechet_distance(*_moments(self._held_out[:count]), *self._statistics),
+            frechet_of_real=self._frechet_of_real(count),
             agreement=agreement,
             agreement_error=None if agreement is None else _standard_error(agreement, count),
         )
@@ -226,6 +227,13 @@ class Judge:
                 f"the judge saved in {folder} is damaged: delete it and train it again ({error})"
             ) from error
         return judge
+
+    def _frechet_of_real(self, count: int) -> float:
+        available, chance = len(self._held_out), torch.Generator().manual_seed(0)
+        if count >= available:
+            return frechet_distance(*_moments(self._held_out), *self._statistics)
+        draws = [torch.randperm(available, generator=chance)[:count] for _ in range(10)]
+        return fmean(frechet_distance(*_moments(self._held_out[draw]), *self._statistics) for draw in draws)
 
     def _check(self, levels: Tensor) -> None:
         if levels.dtype != torch.uint8 or tuple(levels.shape[1:]) != self.shape:

@@ -34,7 +34,7 @@ class Embedding(nn.Module):
         Raises:
             ValueError: a condition for a network without classes, or a class that does not exist.
         """
-        angles = t[:, None] * self.frequencies
+        angles = t[:, None] * self.get_buffer("frequencies")
         vector = self.time(torch.cat([angles.cos(), angles.sin()], dim=1))
         if not self.classes:
             if condition is not None:
@@ -44,5 +44,7 @@ class Embedding(nn.Module):
             condition = torch.full((len(t),), -1, device=t.device)
         assert isinstance(condition, Tensor)
         if condition.min() < -1 or condition.max() >= self.classes:
-            raise ValueError(f"classes are 0 to {self.classes - 1}, or -1 for any; got {sorted(set(condition.tolist()))}")
+            raise ValueError(
+                f"classes are 0 to {self.classes - 1}, or -1 for any; got {sorted(set(condition.tolist()))}"
+            )
         return vector + self.label(condition % (self.classes + 1))

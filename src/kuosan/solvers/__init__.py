@@ -9,4 +9,17 @@ from kuosan.solvers.table import Row, Solver, Table
 #: The solvers that recipes and the command line know by name.
 SOLVERS: dict[str, type[Solver]] = {"ddim": DDIM, "ancestral": Ancestral}
 
-__all__ = ["DDIM", "SOLVERS", "Ancestral", "ClassifierFree", "Model", "Noise", "Row", "Solver", "Table", "check_seeds", "run", "sample"]
+__all__ = [
+    "DDIM",
+    "SOLVERS",
+    "Ancestral",
+    "ClassifierFree",
+    "Model",
+    "Noise",
+    "Row",
+    "Solver",
+    "Table",
+    "check_seeds",
+    "run",
+    "sample",
+]

@@ -81,7 +81,9 @@ def run(
     Returns:
         The last state, (B, ...): the data, if the table ends on it.
     """
-    states, outputs, noises = [x_init], [], []
+    states: list[Tensor] = [x_init]
+    outputs: list[Tensor] = []
+    noises: list[Tensor] = []
     for i, (t, row) in enumerate(zip(table.times, table.rows, strict=True)):
         prediction = model(states[0], t, condition)
         if transform is not None:
@@ -119,7 +121,9 @@ def _forget(states: list[Tensor], outputs: list[Tensor], noises: list[Tensor], t
     for part, kept in enumerate((states, outputs, noises)):
         # row r sees kept[r - i + k] as its k-th newest once the r - i rows before it have each added one
         newest = 1 if part == 0 else 0
-        reach = max((len(row.history()[part]) - (r - i) - (1 - newest) for r, row in enumerate(table.rows[i:], i)), default=0)
+        reach = max(
+            (len(row.history()[part]) - (r - i) - (1 - newest) for r, row in enumerate(table.rows[i:], i)), default=0
+        )
         del kept[max(reach, newest) :]
 
 

@@ -114,11 +114,11 @@ class Table:
         return self.dense()[0]
 
     @property
-    def B(self) -> Tensor:  # noqa: N802
+    def B(self) -> Tensor:
         return self.dense()[1]
 
     @property
-    def C(self) -> Tensor:  # noqa: N802
+    def C(self) -> Tensor:
         return self.dense()[2]
 
 

@@ -19,7 +19,7 @@ def _order(seed: int, epoch: int, n: int) -> Tensor:
 
 
 def indices(seed: int, step: int, batch_size: int, n: int) -> Tensor:
-    """The examples of step ``step`` (from 0) of the whole batch: every epoch visits each example once, shuffled anew."""
+    """The examples of step ``step`` (from 0), whole batch: every epoch visits each example once, shuffled anew."""
     positions = range(step * batch_size, (step + 1) * batch_size)
     return torch.stack([_order(seed, position // n, n)[position % n] for position in positions])
 

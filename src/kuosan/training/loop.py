@@ -9,10 +9,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self._stop = False
+        self.board = _board(self.log.parent) if self.settings.tensorboard and self.processes.first else None
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -147,15 +148,7 @@ class Trainer:
             network = torch.compile(network)  # type: ignore[assignment]
         if processes.size > 1:
             network = DistributedDataParallel(network)
-        # the same denoiser around the compiled and distributed network
-        model = Denoiser(
-            network,
-            self.denoiser.process,
-            self.denoiser.predicts,
-            self.denoiser.preconditioning,
-            self.denoiser.levels,
-            self.denoiser.learned_variance,
-        )
+        model = self.denoiser.around(network)
         model.train()
         progress = Progress("step") if processes.first else None
         begun, begun_at = time.monotonic(), self.step
@@ -176,7 +169,9 @@ class Trainer:
             if stop or last or self.step % settings.checkpoint_every == 0:
                 self.save()
             if stop and not last:
-                raise Interrupted(f"stopped at step {self.step} of {settings.steps}; the same command goes on from there")
+                raise Interrupted(
+                    f"stopped at step {self.step} of {settings.steps}; the same command goes on from there"
+                )
             if self.on_sample and settings.sample_every and (last or self.step % settings.sample_every == 0):
                 paused = time.monotonic()
                 if processes.first:
@@ -252,6 +247,9 @@ class Trainer:
         record["seconds"] = self.seconds
         with self.log.open("a") as file:
             file.write(json.dumps(record) + "\n")
+        if self.board is not None:
+            for name in ("loss", "speed", "learning_rate"):
+                self.board.add_scalar(name, record[name], self.step)
 
     def _truncate_log(self) -> None:
         """Drop the lines of steps after the checkpoint: they will be done, and written, again."""
@@ -270,6 +268,14 @@ class Trainer:
         os.replace(aside, self.log)
 
 
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("training.tensorboard needs TensorBoard: pip install kuosan[tensorboard]") from None
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
 class _Signals:
     """While training, Ctrl-C and a polite kill let the step end and the state be saved; a second Ctrl-C does not."""
 
@@ -284,10 +290,8 @@ class _Signals:
             self.trainer._stop = True
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            try:
+            with suppress(ValueError):  # not in the main thread: someone else handles signals
                 self.before[number] = signal.signal(number, stop)
-            except ValueError:  # not in the main thread: someone else handles signals
-                pass
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
