@@ -86,9 +86,7 @@ class Denoiser(nn.Module):
 
     def around(self, network: nn.Module) -> Denoiser:
         """The same reading of another network: this one compiled, distributed, or another checkpoint."""
-        return Denoiser(
-            network, self.process, self.predicts, self.preconditioning, self.levels, self.learned_variance
-        )
+        return Denoiser(network, self.process, self.predicts, self.preconditioning, self.levels, self.learned_variance)
 
     @property
     def level_values(self) -> Tensor:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from kuosan.networks.embedding import Embedding
 from kuosan.networks.mlp import MLP
+from kuosan.networks.transformer import Transformer
 
 #: The networks that recipes know by name.
-NETWORKS: dict[str, Callable] = {"mlp": MLP}
+NETWORKS: dict[str, Callable] = {"mlp": MLP, "transformer": Transformer}
 
-__all__ = ["MLP", "NETWORKS", "Embedding"]
+__all__ = ["MLP", "NETWORKS", "Embedding", "Transformer"]

@@ -1,0 +1,240 @@
+"""What a report shows: images as data URIs, and plots as SVG whose colours and letters are the page's own.
+
+matplotlib is imported by the functions that plot, so that importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from kuosan.image.data import to_levels
+from kuosan.image.pictures import to_image
+
+#: Colours that plots are drawn in, and the page's variables that they become (dark pages have others).
+COLOURS = {"#1d2733": "--ink", "#66727f": "--soft", "#dde3e8": "--line", "#1f6f8c": "--first", "#c2562d": "--second"}
+INK, SOFT, LINE, FIRST, SECOND = COLOURS
+WIDE, HALF = (9.4, 2.9), (4.6, 2.9)  # inches; at the page's full width both have letters of one size
+LARGEST = 160  # pixels a side: larger images are made smaller for the page
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def uri(content: bytes, kind: str) -> str:
+    """A file as a data URI, so that the page needs no other file."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def picture(levels: Tensor, count: int) -> str:
+    """One image (C, H, W) in 0 .. count - 1 as a PNG in its own size: the page enlarges it without blur."""
+    image = to_image(levels, count)
+    image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    image.save(content, "PNG", optimize=True)
+    return uri(content.getvalue(), "png")
+
+
+def shades(x: Tensor) -> Tensor:
+    """Values in [-1, 1] as bytes; what lies outside is black or white."""
+    return to_levels(x, 256)
+
+
+def film(states: Sequence[tuple[Tensor, Tensor]], seconds: float = 4.0) -> str:
+    """A GIF that repeats for ever, each frame two images (C, H, W) of bytes side by side; the last one stays a while."""
+    scale = max(1, 160 // states[0][0].shape[-1])
+    frames = []
+    for left, right in states:
+        left_image, right_image = to_image(left, 256, scale), to_image(right, 256, scale)
+        frame = Image.new(left_image.mode, (2 * left_image.width + 8, left_image.height), "white")
+        frame.paste(left_image, (0, 0))
+        frame.paste(right_image, (left_image.width + 8, 0))
+        frames.append(frame)
+    each = max(40, round(1000 * seconds / len(frames)))
+    content = io.BytesIO()
+    frames[0].save(
+        content, "GIF", save_all=True, append_images=frames[1:], duration=[each] * (len(frames) - 1) + [1800], loop=0
+    )
+    return uri(content.getvalue(), "gif")
+
+
+# -- plots -------------------------------------------------------------------------------------------------------------
+
+
+def _plot(size: tuple[float, float], title: str, below: str) -> tuple[Any, Any]:
+    """An empty figure and its axes: title at the top left instead of a label on its side, faint horizontal lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=8.5, color=INK, pad=18)
+    axes.set_xlabel(below, fontsize=8, color=SOFT)
+    axes.tick_params(labelsize=8, labelcolor=SOFT, color=LINE, length=3)
+    axes.tick_params(which="minor", length=0)
+    axes.grid(axis="y", color=LINE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(SOFT)
+    return figure, axes
+
+
+def _legend(axes: Any) -> None:
+    """The names of the lines between title and plot, where no data can be."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 0.985),
+        ncols=4,
+        frameon=False,
+        fontsize=7.5,
+        labelcolor=SOFT,
+        handlelength=1.6,
+        columnspacing=1.4,
+        borderaxespad=0.1,
+    )
+
+
+def _svg(figure: Any, label: str) -> str:
+    """A figure as SVG to put into a page: colours become the page's variables, letters stay letters.
+
+    What an SVG file needs and a page does not (declaration, metadata, a style for everything around it) is dropped, and
+    every id is made the figure's own, since one page holds many.
+    """
+    from matplotlib import rc_context
+
+    content = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = content.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    name = re.sub(r"\W+", "-", label.lower()).strip("-")
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{label}">', text, count=1)
+    for colour, variable in COLOURS.items():
+        text = text.replace(colour, f"var({variable})")
+    return text.strip()
+
+
+def _thin(values: np.ndarray, most: int) -> np.ndarray:
+    """Indices of at most that many values, evenly spread, both ends included."""
+    return np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int))
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean over a centred window of about that width, which shrinks towards both ends."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    place = np.arange(len(values))
+    half = np.minimum(width // 2, np.minimum(place, len(values) - 1 - place))
+    return (total[place + half + 1] - total[place - half]) / (2 * half + 1)
+
+
+def loss_plot(steps: np.ndarray, losses: np.ndarray, smoothed: np.ndarray) -> str:
+    """The loss of each training step, faint, with its moving average; on a log scale where it falls by more than half."""
+    figure, axes = _plot(WIDE, "training loss", "training step")
+    raw, line = _thin(steps, 1200), _thin(steps, 400)
+    axes.plot(steps[raw], losses[raw], color=FIRST, alpha=0.28, linewidth=0.6, label="each step")
+    axes.plot(steps[line], smoothed[line], color=FIRST, linewidth=1.8, label="moving average")
+    if losses.min() > 0 and smoothed.max() > 2 * smoothed.min():
+        from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(float(steps[0]), float(steps[-1]) if len(steps) > 1 else float(steps[0]) + 1)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _legend(axes)
+    return _svg(figure, "loss curve")
+
+
+def terms_plot(t: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Mean matching term of one step against t, for each split (mean, standard error)."""
+    figure, axes = _plot(HALF, "bits/dim for one step of the chain", "time t (0: data, 1: noise)")
+    for (name, (mean, error)), colour in zip(curves.items(), (FIRST, SECOND), strict=False):
+        axes.fill_between(t, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(t, mean, color=colour, linewidth=1.6, label=name)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+    return _svg(figure, "matching terms against time")
+
+
+def running_plot(log_snr: np.ndarray, curves: Mapping[str, np.ndarray]) -> str:
+    """The bound summed from noise (left) to data (right) against log-SNR, for each split."""
+    figure, axes = _plot(HALF, "bits/dim spent so far, from noise to data", "log signal-to-noise ratio")
+    for (name, total), colour in zip(curves.items(), (FIRST, SECOND), strict=False):
+        axes.plot(log_snr, total, color=colour, linewidth=1.6, label=name)
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+    return _svg(figure, "bound from noise to data")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One measure of a sweep and how to draw it.
+
+    Args:
+        key: its name in the numbers.
+        title: what the page calls it.
+        error: the name of its standard error in the numbers, if it has one.
+        share: whether it is a share, to be drawn in per cent.
+    """
+
+    key: str
+    title: str
+    error: str | None = None
+    share: bool = False
+
+
+def sweep_plot(
+    panel: Panel, name: str, settings: Sequence[float], points: Sequence[Mapping[str, Any]], real: float, log: bool
+) -> str:
+    """A measure against a setting of the sampler, with the value of real held-out images as a dashed line."""
+    from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+
+    figure, axes = _plot(HALF, panel.title, name)
+    values = [point[panel.key] for point in points]
+    errors = [point[panel.error] for point in points] if panel.error else None
+    axes.errorbar(
+        settings, values, errors, color=FIRST, linewidth=1.6, marker="o", markersize=4, elinewidth=1, label="samples"
+    )
+    axes.axhline(real, color=SECOND, linewidth=1.3, linestyle=(0, (4, 3)), label="real held-out images")
+    if log:
+        axes.set_xscale("log")
+    axes.set_xticks(list(settings))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    if panel.share:
+        axes.set_ylim(0, 1.03)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    else:
+        axes.set_ylim(bottom=0)
+    _legend(axes)
+    return _svg(figure, f"{panel.title} against {name}")
+
+
+def distances_plot(samples: np.ndarray, held_out: np.ndarray) -> str:
+    """How far samples, and held-out images, lie from their nearest training image: two histograms and their medians."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = _plot(WIDE, "share of images", "distance to the nearest training image")
+    bins = np.linspace(0, 1.02 * max(samples.max(), held_out.max(), 1e-9), 45)
+    for name, values, colour in (("samples", samples, FIRST), ("real held-out images", held_out, SECOND)):
+        weights = np.full(len(values), 1 / len(values))
+        axes.hist(values, bins, weights=weights, color=colour, alpha=0.22)
+        axes.hist(values, bins, weights=weights, histtype="step", color=colour, linewidth=1.4, label=name)
+        axes.axvline(float(np.median(values)), color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.plot([], [], color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)), label="median")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlim(0, float(bins[-1]))
+    _legend(axes)
+    return _svg(figure, "distance to the nearest training image")

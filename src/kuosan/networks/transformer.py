@@ -1,0 +1,156 @@
+"""A transformer with adaptive layer norm, and the convolutional patches through which it reads and writes images.
+
+Strokes and edges want convolution, shapes want attention: images enter and leave through a few 3x3 convolutions at half
+their resolution, and a transformer over patches decides between them what the picture is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
+
+from kuosan.networks.embedding import Embedding
+
+
+class Transformer(nn.Module):
+    """adaLN-zero transformer (Peebles and Xie 2023, arXiv 2212.09748) over the patches of an image.
+
+    Args:
+        shape: (C, H, W) of one example.
+        patch: side of a patch in pixels, even; divides H and W.
+        width, depth, heads: of the transformer.
+        channels: of the convolutions at half resolution.
+        classes: 0 for an unconditional network.
+        outputs: numbers returned for each value: 1; 2 for a learned variance, stacked along dimension 1; L for levels,
+            as one more dimension (``stack_last``).
+        stack_last: whether several outputs make a last dimension or multiply dimension 1.
+        dropout: after each attention and each MLP.
+
+    Raises:
+        ValueError: a shape that patches do not divide, or a width that heads do not divide.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        patch: int = 4,
+        width: int = 192,
+        depth: int = 5,
+        heads: int = 4,
+        channels: int = 64,
+        classes: int = 0,
+        outputs: int = 1,
+        stack_last: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
+        self.shape, self.outputs, self.stack_last = tuple(shape), outputs, stack_last
+        self.embedding = Embedding(width, classes)
+        self.patches = Patches(self.shape, patch, channels, width, outputs)
+        self.position = nn.Parameter(0.02 * torch.randn(1, self.patches.count, width))
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
+
+    def forward(self, x: Tensor, t: Tensor, condition: object = None) -> Tensor:
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"this network was made for examples of shape {self.shape}, got {tuple(x.shape[1:])}")
+        given = silu(self.embedding(t, condition))
+        tokens, skip = self.patches.enter(x, given)
+        tokens = tokens + self.position
+        for block in self.blocks:
+            tokens = block(tokens, given)
+        out = self.patches.leave(tokens, skip, given)
+        if self.stack_last:
+            return out.unflatten(1, (self.shape[0], self.outputs)).movedim(2, -1)
+        return out
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each scaled, shifted and gated by what is given; at the start it does nothing."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, given: Tensor) -> Tensor:
+        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = self.modulation(given).unsqueeze(1).chunk(6, dim=-1)
+        h = h + gate_a * self.dropout(self.attention(self.norm(h) * (1 + scale_a) + shift_a))
+        return h + gate_m * self.dropout(self.mlp(self.norm(h) * (1 + scale_m) + shift_m))
+
+    def attention(self, h: Tensor) -> Tensor:
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Patches(nn.Module):
+    """An image to patch tokens and back, with a convolution block at half resolution on both sides and a skip.
+
+    Args:
+        shape: (C, H, W).
+        patch: side in pixels.
+        channels: of the convolutions.
+        width: of the tokens, and of what is given.
+        outputs: images that leave for one that enters.
+    """
+
+    def __init__(self, shape: tuple[int, ...], patch: int, channels: int, width: int, outputs: int):
+        super().__init__()
+        if len(shape) != 3:
+            raise ValueError(f"patches are of images (C, H, W), got shape {shape}")
+        c, h, w = shape
+        if patch < 2 or patch % 2 or h % patch or w % patch:
+            raise ValueError(f"patch must be even and divide the image's {h} x {w} pixels, got {patch}")
+        if channels % 8:
+            raise ValueError(f"channels must be a multiple of 8, got {channels}")
+        self.half, self.grid = patch // 2, (h // patch, w // patch)
+        self.count = self.grid[0] * self.grid[1]
+        self.first = nn.Conv2d(4 * c, channels, 3, padding=1)
+        self.before = ConvBlock(channels, width)
+        self.down = nn.Conv2d(channels, width, self.half, stride=self.half)
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, channels * self.half**2)
+        self.after = ConvBlock(channels, width)
+        self.last_norm = nn.GroupNorm(8, channels)
+        self.last = nn.Conv2d(channels, 4 * c * outputs, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def enter(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens (B, N, width), skip (B, channels, H/2, W/2))."""
+        skip = self.before(self.first(pixel_unshuffle(x, 2)), given)
+        return self.down(skip).flatten(2).transpose(1, 2), skip
+
+    def leave(self, tokens: Tensor, skip: Tensor, given: Tensor) -> Tensor:
+        """(B, outputs * C, H, W)."""
+        patches = self.up(self.norm(tokens)).transpose(1, 2).unflatten(2, self.grid)
+        h = self.after(pixel_shuffle(patches, self.half) + skip, given)
+        return pixel_shuffle(self.last(silu(self.last_norm(h))), 2)
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions around a scale and shift by what is given; at the start it does nothing."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulation = nn.Linear(width, 2 * channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, h: Tensor, given: Tensor) -> Tensor:
+        scale, shift = self.modulation(given)[:, :, None, None].chunk(2, dim=1)
+        return h + self.second(silu(self.first(silu(self.norm(h))) * (1 + scale) + shift))
