@@ -20,7 +20,7 @@ setup: .venv/ready
 	@echo "setting up .venv ..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,tensorboard]"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,tensorboard,diffusers]"
 	@touch $@
 
 demo: setup

@@ -146,7 +146,11 @@ def test_a_run_killed_ten_times_ends_in_the_same_weights_bit_for_bit(tiny, tmp_p
         process.wait()
         kills += 1
     done = subprocess.run(
-        command("train", tiny, *overrides, "--out", killed), env=environment(), capture_output=True, text=True, check=True
+        command("train", tiny, *overrides, "--out", killed),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "going on from step" in done.stderr
     assert_same(end_of(whole), end_of(killed))

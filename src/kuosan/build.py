@@ -50,6 +50,8 @@ TIMES: dict[str, Callable] = {
 }
 #: Parameters that are themselves a table with a kind.
 NESTED: dict[str, Mapping[str, Callable]] = {"weighting": WEIGHTINGS, "times": TIMES}
+#: What a network learns from the data instead of the recipe.
+FROM_DATA = ("shape", "classes", "outputs", "stack_last")
 #: The recipe's open sections and what their kinds are.
 SECTIONS: dict[str, Mapping[str, Callable]] = {
     "process": SCHEDULES,
@@ -114,6 +116,21 @@ def make(kinds: Mapping[str, Callable], table: Mapping[str, Any], where: str, **
         return maker(**values, **nested, **accepted)
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from None
+
+
+def describe_kinds() -> str:
+    """Every kind of every open section with its own settings and defaults, for --help."""
+    lines = []
+    for where, kinds in {**SECTIONS, **{f"objective.{name}": kinds for name, kinds in NESTED.items()}}.items():
+        lines.append(f"{where}.kind, and the settings of each:")
+        for kind, maker in kinds.items():
+            known = [
+                f"{name}={'...' if parameter.default is inspect.Parameter.empty else parameter.default}"
+                for name, parameter in settings(maker, FROM_DATA).items()
+                if name in NESTED or _is_scalar(parameter.annotation)
+            ]
+            lines.append(f"  {kind:18} {', '.join(part for part in known if not part.startswith(tuple(NESTED)))}")
+    return "\n".join(lines)
 
 
 def make_process(recipe: Recipe) -> Process:

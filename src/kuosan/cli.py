@@ -137,7 +137,7 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             "",
             f"{'quality, by a classifier of real images':40s}{'samples':>10s}{'real':>10s}",
             f"{'  90 % sure':40s}{quality['confident']:>10.1%}{real['confident']:>10.1%}",
-            f"{'  Frechet distance in its features':40s}{quality['frechet']:>10.3f}{real['frechet']:>10.3f}",
+            f"{'  Frechet distance in its features':40s}{quality['frechet']:>10.3f}{quality['frechet_of_real']:>10.3f}",
         ]
         if quality["agreement"] is not None:
             lines.append(
@@ -191,8 +191,10 @@ class _TrainHelp(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         from kuosan.recipe import describe
 
+        from kuosan.build import describe_kinds
+
         parser.print_help()
-        print(f"\nsettings (override with key=value):\n{describe()}")
+        print(f"\nsettings (override with key=value):\n{describe()}\n\n{describe_kinds()}")
         parser.exit()
 
 

@@ -1,4 +1,4 @@
-"""What a report shows: images as data URIs, and plots as SVG whose colours and letters are the page's own.
+"""What a report shows: numbers, images as data URIs, and plots as SVG in the colours and letters of the page.
 
 matplotlib is imported by the functions that plot, so that importing this module costs nothing.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,62 @@ from torch import Tensor
 
 from kuosan.image.data import to_levels
 from kuosan.image.pictures import to_image
+from kuosan.likelihood import Bound
+from kuosan.process import Process
 
 #: Colours that plots are drawn in, and the page's variables that they become (dark pages have others).
 COLOURS = {"#1d2733": "--ink", "#66727f": "--soft", "#dde3e8": "--line", "#1f6f8c": "--first", "#c2562d": "--second"}
 INK, SOFT, LINE, FIRST, SECOND = COLOURS
 WIDE, HALF = (9.4, 2.9), (4.6, 2.9)  # inches; at the page's full width both have letters of one size
 LARGEST = 160  # pixels a side: larger images are made smaller for the page
+
+
+# -- numbers and words -------------------------------------------------------------------------------------------------
+
+
+def marked(numbers: Mapping[str, Any]) -> Callable[[str, str], Any]:
+    """``number("bound.total", ".3f")``: that number in words, marked in the page with its name and its full value."""
+    from markupsafe import Markup
+
+    def number(name: str, form: str) -> Any:
+        value: Any = numbers
+        for part in name.split("."):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        if value is None:
+            return "not known"
+        words = format(value, form).replace("-", "−").replace("%", "\u202f%")
+        if not any(digit in words for digit in "123456789"):
+            words = words.removeprefix("−")  # of zero
+        return Markup('<data value="{}" data-name="{}">{}</data>').format(value, name, words)
+
+    return number
+
+
+def conclusion(found: Mapping[str, Any]) -> str:
+    """One sentence on memorisation from the report's numbers on neighbours."""
+    n, share = found["samples"], found["nearer_than_95_percent_of_held_out"]
+    middle = next(q for q in found["quantiles"] if q["quantile"] == 0.5)
+    ours, real = middle["samples"], middle["held_out"]
+    medians = f"median distance {ours:.2f}, of real held-out images {real:.2f}"
+    if found["held_out"] < 50:
+        medians += f"; with so few held-out images, {found['held_out']}, that is a rough measure"
+    if found["copies"] > max(1, n * found["copies_of_real"] / found["held_out"]):
+        return f"{found['copies']} of {n} samples are exact copies of training images: the model has memorised them."
+    if share > 0.15:
+        return (
+            f"{share:.0%} of the samples lie nearer to a training image than 95 % of real held-out images do, where "
+            "5 % were to be expected: either they lean on training images, or they are plainer than real ones; the "
+            f"pairs below tell which ({medians})."
+        )
+    if ours > 1.1 * real:
+        return (
+            "No sign of memorisation: samples lie further from the training images than new real images do "
+            f"({medians}), which also says that they are not yet quite like the data."
+        )
+    return (
+        "No sign of memorisation: samples lie about as far from the training images as new real images do "
+        f"({medians}); {share:.0%} of them lie nearer than 95 % of those, where 5 % were to be expected."
+    )
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -49,14 +99,14 @@ def shades(x: Tensor) -> Tensor:
 
 
 def film(states: Sequence[tuple[Tensor, Tensor]], seconds: float = 4.0) -> str:
-    """A GIF that repeats for ever, each frame two images (C, H, W) of bytes side by side; the last one stays a while."""
+    """A GIF that repeats for ever: each frame two images (C, H, W) of bytes side by side, the last for longer."""
     scale = max(1, 160 // states[0][0].shape[-1])
     frames = []
     for left, right in states:
         left_image, right_image = to_image(left, 256, scale), to_image(right, 256, scale)
-        frame = Image.new(left_image.mode, (2 * left_image.width + 8, left_image.height), "white")
+        frame = Image.new(left_image.mode, (2 * left_image.width + 6, left_image.height), "grey")
         frame.paste(left_image, (0, 0))
-        frame.paste(right_image, (left_image.width + 8, 0))
+        frame.paste(right_image, (left_image.width + 6, 0))
         frames.append(frame)
     each = max(40, round(1000 * seconds / len(frames)))
     content = io.BytesIO()
@@ -85,6 +135,15 @@ def _plot(size: tuple[float, float], title: str, below: str) -> tuple[Any, Any]:
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(SOFT)
     return figure, axes
+
+
+def _plain_log(axis: Any, within: Sequence[int]) -> None:
+    """Plain numbers on a log axis, at these multiples of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=within))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _legend(axes: Any) -> None:
@@ -137,45 +196,63 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
     return (total[place + half + 1] - total[place - half]) / (2 * half + 1)
 
 
-def loss_plot(steps: np.ndarray, losses: np.ndarray, smoothed: np.ndarray) -> str:
-    """The loss of each training step, faint, with its moving average; on a log scale where it falls by more than half."""
+def loss(steps: np.ndarray, losses: np.ndarray) -> tuple[dict[str, Any], str]:
+    """The loss of each training step, faint, with its moving average; on a log scale where it falls to a half."""
+    window, edge = max(1, len(losses) // 40), max(1, len(losses) // 50)
+    smoothed = smooth(losses, window)
     figure, axes = _plot(WIDE, "training loss", "training step")
     raw, line = _thin(steps, 1200), _thin(steps, 400)
-    axes.plot(steps[raw], losses[raw], color=FIRST, alpha=0.28, linewidth=0.6, label="each step")
+    axes.plot(steps[raw], losses[raw], color=FIRST, alpha=0.4, linewidth=0.7, label="each step")
     axes.plot(steps[line], smoothed[line], color=FIRST, linewidth=1.8, label="moving average")
     if losses.min() > 0 and smoothed.max() > 2 * smoothed.min():
-        from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        within_a_decade = losses.max() < 10 * losses.min()
+        _plain_log(axes.yaxis, (1, 2, 3, 4, 6, 8) if within_a_decade else (1, 2, 5))
     axes.set_xlim(float(steps[0]), float(steps[-1]) if len(steps) > 1 else float(steps[0]) + 1)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _legend(axes)
-    return _svg(figure, "loss curve")
+    numbers: dict[str, Any] = {"steps": len(losses), "window": window, "edge": edge}
+    numbers |= {"first": float(losses[:edge].mean()), "last": float(losses[-edge:].mean())}
+    return numbers, _svg(figure, "loss curve")
 
 
-def terms_plot(t: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """Mean matching term of one step against t, for each split (mean, standard error)."""
-    figure, axes = _plot(HALF, "bits/dim for one step of the chain", "time t (0: data, 1: noise)")
-    for (name, (mean, error)), colour in zip(curves.items(), (FIRST, SECOND), strict=False):
-        axes.fill_between(t, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(t, mean, color=colour, linewidth=1.6, label=name)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(bottom=0)
-    _legend(axes)
-    return _svg(figure, "matching terms against time")
+def terms(splits: Mapping[str, Bound], process: Process) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """Matching terms against t, in at most 80 groups of neighbouring steps, and their sum from noise to data.
 
+    Args:
+        splits: a bound for each split, on the same steps.
+        process: their process.
 
-def running_plot(log_snr: np.ndarray, curves: Mapping[str, np.ndarray]) -> str:
-    """The bound summed from noise (left) to data (right) against log-SNR, for each split."""
-    figure, axes = _plot(HALF, "bits/dim spent so far, from noise to data", "log signal-to-noise ratio")
-    for (name, total), colour in zip(curves.items(), (FIRST, SECOND), strict=False):
-        axes.plot(log_snr, total, color=colour, linewidth=1.6, label=name)
-    axes.set_ylim(bottom=0)
-    _legend(axes)
-    return _svg(figure, "bound from noise to data")
+    Returns:
+        The numbers of both plots and the plots; None and none for a chain of one step, which has no such terms.
+    """
+    times = next(iter(splits.values())).times
+    rows = len(times) - 1
+    if rows < 1:
+        return None, {}
+    groups = np.array_split(np.arange(rows), min(80, rows))
+    t = np.array([float(times[group + 1].mean()) for group in groups])
+    log_snr = process.log_snr(times).numpy()  # falls from the least noise to the most
+    shown = np.unique(np.searchsorted(-log_snr, -np.linspace(log_snr[0], log_snr[-1], 200)).clip(0, rows))
+    numbers: dict[str, Any] = {"t": t, "log_snr": log_snr[shown]}
+    left, each_step = _plot(HALF, "bits/dim for one step of the chain", "time t (0: data, 1: noise)")
+    right, so_far = _plot(HALF, "bits/dim spent so far, from noise to data", "log signal-to-noise ratio")
+    for (split, bound), colour in zip(splits.items(), (FIRST, SECOND), strict=False):
+        matching = bound.matching.numpy() / (np.log(2) * bound.dimensions)
+        each = np.stack([matching[group].mean(0) for group in groups])  # (groups, examples)
+        mean, error = each.mean(1), each.std(1, ddof=min(1, each.shape[1] - 1)) / np.sqrt(each.shape[1])
+        spent = (bound.bits_per_dim().prior + np.append(np.cumsum(matching.mean(1)[::-1])[::-1], 0.0))[shown]
+        name = {"held_out": "held-out", "train": "training"}.get(split, split)
+        each_step.fill_between(t, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+        each_step.plot(t, mean, color=colour, linewidth=1.6, label=name)
+        so_far.plot(log_snr[shown], spent, color=colour, linewidth=1.6, label=name)
+        numbers |= {split: mean, f"{split}_error": error, f"{split}_sum": spent}
+    each_step.set_xlim(0, 1)
+    for axes in (each_step, so_far):
+        axes.set_ylim(bottom=0)
+        _legend(axes)
+    plots = {"terms": _svg(left, "matching terms against time"), "running": _svg(right, "bound from noise to data")}
+    return numbers, plots
 
 
 @dataclass(frozen=True)
@@ -187,12 +264,14 @@ class Panel:
         title: what the page calls it.
         error: the name of its standard error in the numbers, if it has one.
         share: whether it is a share, to be drawn in per cent.
+        beside: the name in the numbers of a second measure to draw with it, where it is there, and what to call that.
     """
 
     key: str
     title: str
     error: str | None = None
     share: bool = False
+    beside: tuple[str, str] | None = None
 
 
 def sweep_plot(
@@ -207,7 +286,10 @@ def sweep_plot(
     axes.errorbar(
         settings, values, errors, color=FIRST, linewidth=1.6, marker="o", markersize=4, elinewidth=1, label="samples"
     )
-    axes.axhline(real, color=SECOND, linewidth=1.3, linestyle=(0, (4, 3)), label="real held-out images")
+    if panel.beside and points[0].get(panel.beside[0]) is not None:
+        key, title = panel.beside
+        axes.plot(settings, [p[key] for p in points], color=SOFT, linewidth=1.2, marker="s", markersize=3, label=title)
+    axes.axhline(real, color=SECOND, linewidth=1.3, linestyle=(0, (4, 3)), label="real images")
     if log:
         axes.set_xscale("log")
     axes.set_xticks(list(settings))
@@ -215,7 +297,10 @@ def sweep_plot(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     if panel.share:
         axes.set_ylim(0, 1.03)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    elif min(*values, real) > 0 and max(values) > 8 * min(values):
+        axes.set_yscale("log")
+        _plain_log(axes.yaxis, (1, 2, 5))
     else:
         axes.set_ylim(bottom=0)
     _legend(axes)
@@ -234,7 +319,7 @@ def distances_plot(samples: np.ndarray, held_out: np.ndarray) -> str:
         axes.hist(values, bins, weights=weights, histtype="step", color=colour, linewidth=1.4, label=name)
         axes.axvline(float(np.median(values)), color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.plot([], [], color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)), label="median")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.set_xlim(0, float(bins[-1]))
     _legend(axes)
     return _svg(figure, "distance to the nearest training image")

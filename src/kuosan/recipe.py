@@ -22,7 +22,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -32,7 +32,9 @@ class Data(Section):
 
     name: Annotated[str | None, Field(description="a named data set: digits or mnist")] = None
     folder: Annotated[str | None, Field(description="or a folder of images; its sub-folders are the classes")] = None
-    size: Annotated[Count | None, Field(description="side in pixels of a folder's images after crop and resize")] = None
+    size: Annotated[
+        int | None, Field(ge=1, le=4096, description="side in pixels of a folder's images after crop and resize")
+    ] = None
     channels: Annotated[Literal[1, 3], Field(description="1: grey, 3: colour, for a folder")] = 3
     held_out: Annotated[float, Field(gt=0, lt=1, description="share of a folder kept for measuring")] = 0.05
     conditional: Annotated[bool, Field(description="tell the network each example's class")] = False
@@ -63,7 +65,7 @@ class Training(Section):
     """How long, how fast, and how exactly."""
 
     steps: Annotated[Count, Field(description="optimiser steps")]
-    batch_size: Annotated[Count, Field(description="examples per step, over all processes")] = 128
+    batch_size: Annotated[int, Field(ge=1, le=2**20, description="examples per step, over all processes")] = 128
     accumulate: Annotated[Count, Field(description="parts that a batch is computed in, to save memory")] = 1
     learning_rate: Annotated[float, Field(gt=0, le=1, description="peak learning rate of AdamW")] = 1e-3
     warmup: Annotated[int, Field(ge=0, description="steps over which the learning rate rises")] = 100

@@ -285,11 +285,11 @@ class Run:
         Raises:
             ValueError: no samples, a count and seeds that differ, repeated seeds, steps out of range.
         """
-        if seeds is None:
-            if count is None or count < 1:
-                raise ValueError(f"count must be at least 1, got {count}")
-            seeds = range(count)
-        seeds = list(seeds)
+        if count is not None and count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        if seeds is None and count is None:
+            raise ValueError("give count, or seeds")
+        seeds = list(range(count or 0) if seeds is None else seeds)
         if count is not None and count != len(seeds):
             raise ValueError(f"count is {count}, but there are {len(seeds)} seeds: one for each sample")
         labels = self.labels_for(len(seeds)) if labels is None else labels

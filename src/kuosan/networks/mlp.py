@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kuosan.networks.embedding import Embedding
+from kuosan.networks.embedding import Embedding, check_size
 
 
 class MLP(nn.Module):
@@ -22,6 +22,9 @@ class MLP(nn.Module):
             levels, as one more dimension (``stack_last``).
         stack_last: whether several outputs make a last dimension or multiply dimension 1.
         dropout: in every block.
+
+    Raises:
+        ValueError: an impossible width or depth.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
+        check_size(width, depth)
         self.shape, self.outputs, self.stack_last = tuple(shape), outputs, stack_last
         size = math.prod(self.shape)
         self.embedding = Embedding(width, classes)

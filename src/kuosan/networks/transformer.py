@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
 
-from kuosan.networks.embedding import Embedding
+from kuosan.networks.embedding import Embedding, check_size
 
 
 class Transformer(nn.Module):
@@ -47,7 +47,8 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if width % heads:
+        check_size(width, depth)
+        if heads < 1 or width % heads:
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
         self.shape, self.outputs, self.stack_last = tuple(shape), outputs, stack_last
         self.embedding = Embedding(width, classes)
@@ -112,7 +113,7 @@ class Patches(nn.Module):
         c, h, w = shape
         if patch < 2 or patch % 2 or h % patch or w % patch:
             raise ValueError(f"patch must be even and divide the image's {h} x {w} pixels, got {patch}")
-        if channels % 8:
+        if channels < 8 or channels % 8:
             raise ValueError(f"channels must be a multiple of 8, got {channels}")
         self.half, self.grid = patch // 2, (h // patch, w // patch)
         self.count = self.grid[0] * self.grid[1]

@@ -81,6 +81,8 @@ def run(
     Returns:
         The last state, (B, ...): the data, if the table ends on it.
     """
+    depths = [max(len(part) for part in parts) for parts in zip(*(row.history() for row in table.rows), strict=True)]
+    depths[0] = max(depths[0], 1)  # the model sees the newest state whether or not a row does
     states: list[Tensor] = [x_init]
     outputs: list[Tensor] = []
     noises: list[Tensor] = []
@@ -104,7 +106,8 @@ def run(
         elif noises:
             noises.insert(0, torch.zeros(()))  # keeps later coefficients aligned; nothing multiplies it
         states.insert(0, _combine(parts) if parts else torch.zeros_like(x_init))
-        _forget(states, outputs, noises, table, i + 1)
+        for kept, depth in zip((states, outputs, noises), depths, strict=True):
+            del kept[depth:]  # no row reaches back further
     return states[0]
 
 
@@ -114,17 +117,6 @@ def _own_std(prediction: Prediction, low: float, high: float) -> Tensor:
         raise ValueError('variance="learned" needs a denoiser made with learned_variance=True')
     ratio = torch.log(torch.tensor(high / low, dtype=torch.float64)).item()
     return low * torch.exp(prediction.variance_fraction * ratio)
-
-
-def _forget(states: list[Tensor], outputs: list[Tensor], noises: list[Tensor], table: Table, i: int) -> None:
-    """Drop what no row from i on reaches back to."""
-    for part, kept in enumerate((states, outputs, noises)):
-        # row r sees kept[r - i + k] as its k-th newest once the r - i rows before it have each added one
-        newest = 1 if part == 0 else 0
-        reach = max(
-            (len(row.history()[part]) - (r - i) - (1 - newest) for r, row in enumerate(table.rows[i:], i)), default=0
-        )
-        del kept[max(reach, newest) :]
 
 
 def check_seeds(seeds: Iterable[int]) -> list[int]:

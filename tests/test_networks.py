@@ -1,0 +1,110 @@
+"""Networks: what goes in and comes out, and that every part of them learns."""
+
+import pytest
+import torch
+
+from kuosan.networks import MLP, NETWORKS
+
+T = torch.tensor([0.2, 0.9])
+
+
+def small(shape=(1, 4, 4), **options):
+    torch.manual_seed(0)
+    return MLP(shape, width=16, depth=2, **options)
+
+
+def awake(network):
+    """The same network with no weight at zero, so that everything that it is told can be seen."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return network.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 4, 4), (2, 5)])
+def test_one_output_has_the_shape_of_the_input(shape):
+    assert small(shape)(torch.zeros(2, *shape), T).shape == (2, *shape)
+
+
+def test_two_outputs_are_stacked_along_dimension_one():
+    assert small((3,), outputs=2)(torch.zeros(2, 3), T).shape == (2, 6)
+    assert small((3, 4, 4), outputs=2)(torch.zeros(2, 3, 4, 4), T).shape == (2, 6, 4, 4)
+
+
+def test_levels_are_one_more_dimension():
+    assert small(outputs=17, stack_last=True)(torch.zeros(2, 1, 4, 4), T).shape == (2, 1, 4, 4, 17)
+
+
+def test_a_fresh_network_says_nothing():
+    """Zero, whatever it is shown: the preconditioned denoiser starts as the best linear one."""
+    assert small()(torch.randn(2, 1, 4, 4), T).abs().max() == 0
+
+
+def test_class_minus_one_is_no_class():
+    network, x = awake(small(classes=3)), torch.ones(2, 1, 4, 4)
+    assert torch.equal(network(x, T, torch.tensor([-1, -1])), network(x, T, None))
+
+
+def test_classes_and_times_are_told_apart():
+    network, x = awake(small(classes=3)), torch.ones(4, 1, 4, 4)
+    by_class = network(x, torch.full((4,), 0.5), torch.tensor([-1, 0, 1, 2]))
+    by_time = network(x, torch.tensor([0.0, 0.001, 0.5, 1.0]), torch.tensor([0, 0, 0, 0]))
+    for out in (by_class, by_time):
+        assert min(float((out[i] - out[j]).abs().max()) for i in range(4) for j in range(i)) > 1e-5
+
+
+def test_each_sample_is_answered_alone():
+    network, x = awake(small(classes=3)), torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    both = network(x, T, torch.tensor([0, 2]))
+    for k, c in enumerate((0, 2)):
+        assert torch.allclose(both[k], network(x[k : k + 1], T[k : k + 1], torch.tensor([c]))[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_every_parameter_learns(classes):
+    """Output and gates start at zero: the first step wakes the output, the second the gates, the third has it all."""
+    network = small(classes=classes)
+    generator = torch.Generator().manual_seed(3)
+    x, wanted = (torch.randn(8, 1, 4, 4, generator=generator) for _ in range(2))
+    condition = torch.tensor([-1, 0, 1, 2] * 2) if classes else None
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(3):
+        optimiser.zero_grad()
+        ((network(x, torch.linspace(0, 1, 8), condition) - wanted) ** 2).mean().backward()
+        optimiser.step()
+    for name, parameter in network.named_parameters():
+        assert float(parameter.grad.abs().max()) > 0, name
+    if classes:
+        assert bool((network.embedding.label.weight.grad.abs().amax(1) > 0).all())
+
+
+def test_frequencies_are_not_part_of_a_checkpoint():
+    assert not [name for name in small(classes=2).state_dict() if "frequencies" in name]
+
+
+def test_recipes_know_the_network_by_name():
+    assert NETWORKS["mlp"] is MLP
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 5), (2, 16), (2, 3, 4, 4)])
+def test_examples_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"made for examples of shape \(1, 4, 4\), got"):
+        small()(torch.zeros(shape), T)
+
+
+@pytest.mark.parametrize("classes", [[0, 3], [-2, 0]])
+def test_a_class_that_does_not_exist_is_refused(classes):
+    with pytest.raises(ValueError, match="classes are 0 to 2, or -1 for any; got"):
+        small(classes=3)(torch.zeros(2, 1, 4, 4), T, torch.tensor(classes))
+
+
+def test_a_network_without_classes_has_none_to_choose_from():
+    with pytest.raises(ValueError, match="unconditional"):
+        small()(torch.zeros(2, 1, 4, 4), T, torch.tensor([0, 0]))
+
+
+@pytest.mark.parametrize("condition", [torch.tensor([0, 1, 2]), torch.tensor([[0], [1]]), torch.tensor([1])])
+def test_there_is_one_class_for_each_sample(condition):
+    with pytest.raises(ValueError, match="class"):
+        small(classes=3)(torch.zeros(2, 1, 4, 4), T, condition)
