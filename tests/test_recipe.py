@@ -30,7 +30,7 @@ steps = 10
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def good(tmp_path):
     path = tmp_path / "good.toml"
     path.write_text(GOOD)

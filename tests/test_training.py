@@ -50,7 +50,7 @@ samples = 20
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny(tmp_path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)
@@ -123,7 +123,7 @@ def train_with(recipe, folder, on_step) -> None:
         Trainer._one_step = own
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_a_run_killed_ten_times_ends_in_the_same_weights_bit_for_bit(tiny, tmp_path):
     """Truth: the run that nobody killed. A checkpoint is written at every step, so most kills hit a write."""
     overrides = ["training.steps=600", "training.checkpoint_every=1"]
@@ -157,7 +157,7 @@ def test_a_run_killed_ten_times_ends_in_the_same_weights_bit_for_bit(tiny, tmp_p
     assert losses(whole) == losses(killed)
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tiny, tmp_path):
     """Truth: one process at the same whole batch. Without dropout, which each process draws for itself."""
     overrides = ["training.steps=50", "network.dropout=0.0"]

@@ -189,9 +189,8 @@ class _TrainHelp(argparse.Action):
     """`kuosan train --help` lists what an override may set, from the recipe's own types."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        from kuosan.recipe import describe
-
         from kuosan.build import describe_kinds
+        from kuosan.recipe import describe
 
         parser.print_help()
         print(f"\nsettings (override with key=value):\n{describe()}\n\n{describe_kinds()}")

@@ -147,8 +147,10 @@ def _plain_log(axis: Any, within: Sequence[int]) -> None:
 
 
 def _legend(axes: Any) -> None:
-    """The names of the lines between title and plot, where no data can be."""
+    """The names of the lines between title and plot, where no data can be; samples first."""
+    lines = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda line: line[1] != "samples")
     axes.legend(
+        *zip(*lines, strict=True),
         loc="lower left",
         bbox_to_anchor=(-0.01, 0.985),
         ncols=4,

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from kuosan.networks.embedding import Embedding
 from kuosan.networks.mlp import MLP
+from kuosan.networks.parts import Embedding
 from kuosan.networks.transformer import Transformer
 
 #: The networks that recipes know by name.

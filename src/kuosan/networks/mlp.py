@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kuosan.networks.embedding import Embedding, check_size
+from kuosan.networks.parts import Embedding, check_size, zeroed
 
 
 class MLP(nn.Module):
@@ -45,9 +45,7 @@ class MLP(nn.Module):
         self.enter = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.leave = nn.Linear(width, size * outputs)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        self.leave = zeroed(nn.Linear(width, size * outputs))
 
     def forward(self, x: Tensor, t: Tensor, condition: object = None) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
@@ -66,9 +64,7 @@ class _Block(nn.Module):
     def __init__(self, width: int, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 3 * width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.modulation = zeroed(nn.Linear(width, 3 * width))
         self.inner = nn.Sequential(
             nn.Linear(width, 2 * width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
         )

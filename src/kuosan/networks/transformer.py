@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
 
-from kuosan.networks.embedding import Embedding, check_size
+from kuosan.networks.parts import Embedding, check_size, zeroed
 
 
 class Transformer(nn.Module):
@@ -77,9 +77,7 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 6 * width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.modulation = zeroed(nn.Linear(width, 6 * width))
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
@@ -115,18 +113,16 @@ class Patches(nn.Module):
             raise ValueError(f"patch must be even and divide the image's {h} x {w} pixels, got {patch}")
         if channels < 8 or channels % 8:
             raise ValueError(f"channels must be a multiple of 8, got {channels}")
-        self.half, self.grid = patch // 2, (h // patch, w // patch)
+        self.factor, self.grid = patch // 2, (h // patch, w // patch)
         self.count = self.grid[0] * self.grid[1]
         self.first = nn.Conv2d(4 * c, channels, 3, padding=1)
         self.before = ConvBlock(channels, width)
-        self.down = nn.Conv2d(channels, width, self.half, stride=self.half)
+        self.down = nn.Conv2d(channels, width, self.factor, stride=self.factor)
         self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, channels * self.half**2)
+        self.up = nn.Linear(width, channels * self.factor**2)
         self.after = ConvBlock(channels, width)
         self.last_norm = nn.GroupNorm(8, channels)
-        self.last = nn.Conv2d(channels, 4 * c * outputs, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = zeroed(nn.Conv2d(channels, 4 * c * outputs, 3, padding=1))
 
     def enter(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """(tokens (B, N, width), skip (B, channels, H/2, W/2))."""
@@ -136,7 +132,7 @@ class Patches(nn.Module):
     def leave(self, tokens: Tensor, skip: Tensor, given: Tensor) -> Tensor:
         """(B, outputs * C, H, W)."""
         patches = self.up(self.norm(tokens)).transpose(1, 2).unflatten(2, self.grid)
-        h = self.after(pixel_shuffle(patches, self.half) + skip, given)
+        h = self.after(pixel_shuffle(patches, self.factor) + skip, given)
         return pixel_shuffle(self.last(silu(self.last_norm(h))), 2)
 
 
@@ -148,9 +144,7 @@ class ConvBlock(nn.Module):
         self.norm = nn.GroupNorm(8, channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.modulation = nn.Linear(width, 2 * channels)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        self.second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, h: Tensor, given: Tensor) -> Tensor:
         scale, shift = self.modulation(given)[:, :, None, None].chunk(2, dim=1)

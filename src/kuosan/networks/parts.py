@@ -1,8 +1,9 @@
-"""What a network is told beside x: the time (or noise label) and the class, as one vector."""
+"""What all networks here share: how they are told the time and the class, and layers that start at zero."""
 
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,16 @@ def check_size(width: int, depth: int) -> None:
     """Raises ValueError for a network that nobody can have meant."""
     if not 1 <= width <= 2**16 or not 1 <= depth <= 1000:
         raise ValueError(f"width must lie in 1 to 65536 and depth in 1 to 1000, got {width} and {depth}")
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def zeroed(layer: M) -> M:
+    """The layer with all its parameters set to 0, so that at the start it adds nothing."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
 
 
 class Embedding(nn.Module):
