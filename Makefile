@@ -38,7 +38,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/digits.py
+	$(BIN)/python benchmarks/recipe.py
 	$(BIN)/python benchmarks/start_up.py
 
 clean:

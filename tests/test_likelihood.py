@@ -1,18 +1,19 @@
 """The bound (theory rows 9 and 11): against exact densities, quadrature, enumeration and a table of known numbers."""
 
+import itertools
 import math
 
 import mpmath
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_SCHEDULES, TABLES, named
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 from torch import nn
 
 import kuosan as ks
+from conftest import ALL_SCHEDULES, TABLES, named
 from kuosan import Denoiser, Grid, Mixture, Process, schedules
 from kuosan.likelihood import discretised_gaussian_log_prob, matching_term, reconstruction_term
 
@@ -183,7 +184,7 @@ def test_the_bound_of_the_oracle_is_the_known_number_by_quadrature(steps, varian
     x_0, _, weight = joint_nodes(oracle, 1)
     prior = DDPM.marginal(x_0[:, None], 1.0).kl(DDPM.prior())
     total -= float(weight @ prior[:, 0])
-    for s, t in zip(index, index[1:], strict=False):
+    for s, t in itertools.pairwise(index):
         total -= average(t, lambda p, x_0: matching_term(p, x_0, s / 1000, variance))  # noqa: B023
     gap, tolerance = GAPS[steps, variance]
     assert -ENTROPY - total == pytest.approx(gap, abs=1.01 * tolerance + 1e-8)
@@ -244,7 +245,7 @@ def test_the_bound_of_gaussian_data_is_tight_in_the_limit():
     x_0 = normal.sample(500, torch.Generator().manual_seed(5))
     process = Process(ALL_SCHEDULES["linear_beta"])
     gap = normal.log_prob(x_0) - ks.elbo(normal.denoiser(process), x_0, steps=1000, variance="beta", seed=6).total
-    assert 0 <= float(gap.mean()) + 5 * float(gap.std()) / math.sqrt(500)
+    assert float(gap.mean()) > -5 * float(gap.std()) / math.sqrt(500)
     assert float(gap.mean()) < 0.01
 
 

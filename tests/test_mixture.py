@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import named
 from scipy import stats
 
+from conftest import named
 from kuosan import Mixture, Process, schedules
 
 CONVENTIONS = named("linear_beta", "sub_vp", "ve", "rectified_flow")

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_SCHEDULES, named
 from scipy import stats
 from torch import nn
 
 import kuosan as ks
+from conftest import ALL_SCHEDULES, named
 from kuosan import EDM, Denoiser, Mixture, Process, objectives, schedules
 from kuosan.prediction import FORMS
 

@@ -1,15 +1,15 @@
-"""One output in every form (theory row 12), and the denoiser: against finite differences, autograd and typed formulas."""
+"""One output in every form (theory row 12), and the denoiser: against autograd, finite differences, typed formulas."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_SCHEDULES, named
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from conftest import ALL_SCHEDULES, named
 from kuosan import EDM, Denoiser, Prediction, Process
 from kuosan.prediction import FORMS, log_gain, target
 
@@ -276,7 +276,7 @@ def test_an_impossible_denoiser_says_why(options, words):
 
 @pytest.mark.parametrize("sigma_data", [0.0, -1.0, float("nan")])
 def test_edm_needs_data_that_varies(sigma_data):
-    with pytest.raises(ValueError, match="sigma_data .* must be positive"):
+    with pytest.raises(ValueError, match=r"sigma_data .* must be positive"):
         EDM(sigma_data)
 
 

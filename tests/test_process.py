@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ALL_SCHEDULES, named
 from scipy import stats
 
+from conftest import ALL_SCHEDULES, named
 from kuosan import Grid, Process
 
 PAIRS = [(0.9, 0.4), (1.0, 0.37), (0.3, 0.2999), (0.05, 0.02)]
@@ -164,7 +164,7 @@ def our_posterior():
 
 
 def test_erratum_1_the_coefficient_of_x_0_in_the_completed_square_has_abar_of_t_minus_1():
-    """Mean = (sqrt(alpha_t) x_t / beta_t + C x_0) / precision: C = sqrt(abar_t) / (1 - abar_t), as often printed, fails."""
+    """Mean = (sqrt(alpha_t) x_t / beta_t + C x_0) / precision: the printed sqrt(abar_t) / (1 - abar_t) fails."""
     mean, variance = bayes_at_t()
     precision = DDPM.alpha[T] / DDPM.beta[T] + 1 / (1 - DDPM.abar[T - 1])
     assert 1 / precision == pytest.approx(variance, rel=1e-8)

@@ -85,6 +85,8 @@ def test_kinds_and_their_settings_become_objects(good):
         ("denoiser.predicts=noise", r"denoiser.predicts: .*'eps'.*got 'noise'"),
         ("data.folder=photos", r"data: give either name .* or folder"),
         ("data.size=32", r"data: a named data set has its own size"),
+        ("evaluation.variance=posterior", r'needs denoiser.predicts = "levels"'),
+        ("evaluation.variance=learned", r"needs denoiser.learned_variance = true"),
         ("seed=-1", r"seed: .*greater than or equal to 0"),
         ("nonsense", r"an override looks like training.steps=500, got 'nonsense'"),
         ("training.steps.x=5", r"steps is a value, not a section"),
@@ -153,7 +155,8 @@ def test_help_and_recipes_do_not_import_torch():
     """Truth: Python's own list of imported modules."""
     code = "import sys; from kuosan.cli import main; main(['recipes']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-    code = "import sys; from kuosan.cli import main\ntry: main(['--help'])\nexcept SystemExit: sys.exit('torch' in sys.modules)"
+    code = "import sys; from kuosan.cli import main\ntry: main(['--help'])\n"
+    code += "except SystemExit: sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 

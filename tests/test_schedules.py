@@ -6,11 +6,11 @@ from fractions import Fraction
 import mpmath
 import pytest
 import torch
-from conftest import ALL_SCHEDULES, TABLES, named
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate
 
+from conftest import ALL_SCHEDULES, TABLES, named
 from kuosan import schedules
 
 TIMES = torch.tensor([1e-6, 0.013, 0.1, 0.2504, 0.5003, 0.77, 0.999], dtype=torch.float64)

@@ -1,15 +1,16 @@
-"""Tables, the one executor, seeds and guidance (theory rows 13, 14, 15, 18): against closed forms and exact mixtures."""
+"""Tables, the one executor, seeds and guidance (theory rows 13, 14, 15, 18) against closed forms and exact mixtures."""
 
 import math
+import weakref
 
 import pytest
 import torch
-from conftest import ALL_SCHEDULES, named
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import kuosan as ks
+from conftest import ALL_SCHEDULES, named
 from kuosan import ClassifierFree, Denoiser, Grid, Mixture, Prediction, Process
 from kuosan.solvers import DDIM, SOLVERS, Ancestral, Noise, Row, Table, check_seeds, run
 
@@ -284,14 +285,10 @@ def test_the_last_step_draws_no_noise():
 
 def test_a_run_keeps_only_the_history_that_it_needs():
     """While the last of 30 one-step rows runs, no early state is alive."""
-    import gc
-    import weakref
-
     states, alive = [], []
 
     def watch(i, x, prediction):
         states.append(weakref.ref(x))
-        gc.collect()
         alive.append(sum(ref() is not None for ref in states))
 
     x_init = torch.ones(2, 2).double()
@@ -324,7 +321,7 @@ def test_a_transform_is_applied_to_every_x0(ring):
 
 
 def test_solvers_are_known_by_name():
-    assert SOLVERS == {"ddim": DDIM, "ancestral": Ancestral}
+    assert dict(SOLVERS) == {"ddim": DDIM, "ancestral": Ancestral}
 
 
 # -- one seed for each sample -----------------------------------------------------------------------------------------

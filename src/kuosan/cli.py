@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     folder = Path(options.out or Path("runs") / Path(options.recipe).stem)
     from kuosan.run import train
 
-    run = train(recipe, folder)
+    run = train(recipe, folder, shlex.join(["kuosan", *sys.argv[1:]]))
     words = f"trained {run.folder}; next: kuosan sample, evaluate or report {run.folder}"
     return {"run": str(run.folder), "step": recipe.training.steps}, words
 

@@ -190,7 +190,7 @@ def elbo(
             on a density.
         x_0: (B, ...), on the levels if discrete.
         condition: (B, ...) or None.
-        steps: K, on the schedule's own grid; or give ``grid``.
+        steps: K, on :meth:`Process.grid <kuosan.Process.grid>`; or give ``grid``.
         variance: "beta_tilde", "beta", "learned" or "posterior" (:mod:`kuosan.variance`).
         decoder_variance: of the last step, for a network that predicts a point; None: sigma^2 / alpha^2 there.
         terms: "all" sums every t; "random" draws one t for each example and draw, "stratified" the same with the t's

@@ -149,12 +149,22 @@ class Process:
     # -- times --------------------------------------------------------------------------------------------------------
 
     def grid(self, steps: int) -> Grid:
-        """The schedule's own grid of that many steps.
+        """The grid of a chain of that many latents: evenly spaced from 1 down to the earliest noisy time.
 
         Raises:
             ValueError: steps is under 1, or more than a discrete-time schedule has.
         """
         return Grid(tuple(self.schedule.times(steps).tolist()))
+
+    def sampling_grid(self, steps: int) -> Grid:
+        """The grid that sampling takes: 1, 1 - 1/K, ..., 1/K, so that the step to the data is as long as the others.
+
+        On the chain's own grid the last evaluation would change almost nothing, and two would be hardly more than one.
+
+        Raises:
+            ValueError: steps is under 1, or more than a discrete-time schedule has.
+        """
+        return Grid(tuple(self.schedule.times(steps, last=1 / max(steps, 1)).tolist()))
 
     # -- the same process as a stochastic differential equation dx = f(t) x dt + g(t) dw ------------------------------
 

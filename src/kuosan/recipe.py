@@ -131,6 +131,14 @@ class Recipe(Section):
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
 
+    @model_validator(mode="after")
+    def _variance_is_known(self) -> Recipe:
+        if self.evaluation.variance == "posterior" and self.denoiser.predicts != "levels":
+            raise ValueError('evaluation.variance = "posterior" needs denoiser.predicts = "levels"')
+        if self.evaluation.variance == "learned" and not self.denoiser.learned_variance:
+            raise ValueError('evaluation.variance = "learned" needs denoiser.learned_variance = true')
+        return self
+
     def fingerprint(self) -> str:
         """A hash of what training depends on; sampling and evaluation may change without harm."""
         parts = self.model_dump(exclude={"description", "sampling", "evaluation"})

@@ -426,9 +426,9 @@ class _Measured:
 
     def provenance(self) -> dict[str, Any]:
         run, info = self.run, self.run.info
-        trained = info.get("command", "")
-        if not trained.startswith("kuosan train "):  # trained from Python
-            trained = f"kuosan train recipe.toml --out {run.folder}"
+        trained = (
+            info["command"] or f"kuosan train {run.folder / 'recipe.toml'} --out AGAIN"
+        )  # none: trained from Python
         versions = dict(info["versions"])
         for name in ("numpy", "matplotlib", "scikit-learn"):
             try:

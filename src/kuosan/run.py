@@ -76,8 +76,11 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train(recipe: Recipe, folder: str | Path) -> Run:
+def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run:
     """Train a recipe in a folder, or go on with the training that the folder holds.
+
+    Args:
+        command: the command line that this is, to be kept with the run.
 
     Raises:
         RecipeError: the recipe does not fit its data.
@@ -91,8 +94,8 @@ def train(recipe: Recipe, folder: str | Path) -> Run:
         torch.manual_seed(stream("weights", recipe.seed).initial_seed())
         denoiser = make_denoiser(recipe, data.shape, data.level_count, len(data.classes or ()))
         if processes.first:
-            _begin(folder, recipe, data, denoiser, processes)
-        run = Run(folder, recipe, _info(recipe, data, denoiser, processes))
+            _begin(folder, recipe, _info(recipe, data, denoiser, processes, command))
+        run = Run(folder, recipe, _info(recipe, data, denoiser, processes, command))
         trainer = Trainer(
             denoiser=denoiser,
             objective=make_objective(recipe),
@@ -109,7 +112,9 @@ def train(recipe: Recipe, folder: str | Path) -> Run:
         return run
 
 
-def _info(recipe: Recipe, data: ImageData, denoiser: Denoiser, processes: Processes) -> dict[str, Any]:
+def _info(
+    recipe: Recipe, data: ImageData, denoiser: Denoiser, processes: Processes, command: str | None
+) -> dict[str, Any]:
     return {
         "shape": list(data.shape),
         "levels": data.level_count,
@@ -127,11 +132,11 @@ def _info(recipe: Recipe, data: ImageData, denoiser: Denoiser, processes: Proces
         "processes": processes.size,
         "versions": {"kuosan": kuosan.__version__, "torch": version("torch"), "python": platform.python_version()},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_device().type}",
-        "command": "kuosan " + " ".join(sys.argv[1:]),
+        "command": command,
     }
 
 
-def _begin(folder: Path, recipe: Recipe, data: ImageData, denoiser: Denoiser, processes: Processes) -> None:
+def _begin(folder: Path, recipe: Recipe, info: Mapping[str, Any]) -> None:
     kept = folder / "recipe.toml"
     if kept.exists():
         if recipes.read(kept).fingerprint() != recipe.fingerprint():
@@ -140,8 +145,7 @@ def _begin(folder: Path, recipe: Recipe, data: ImageData, denoiser: Denoiser, pr
         raise RunError(f"{folder} is not empty and not a run; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     kept.write_text(recipe.to_toml(), "utf-8")
-    info = json.dumps(_info(recipe, data, denoiser, processes), indent=2, ensure_ascii=False)
-    (folder / "run.json").write_text(info, "utf-8")
+    (folder / "run.json").write_text(json.dumps(info, indent=2, ensure_ascii=False), "utf-8")
 
 
 def load(folder: str | Path) -> Run:
@@ -190,13 +194,17 @@ class Run:
 
     @cached_property
     def judge(self) -> Judge | None:
-        """The classifier of real images that judges samples; None for data without classes."""
-        if self.classes is None:
-            return None
+        """The classifier of real images that judges samples; None for data that cannot train one."""
         kept = self.folder / "judge"
         if kept.is_dir():
             return Judge.load(kept)
-        judge = Judge.train(self.data)
+        if self.classes is None:
+            return None
+        try:
+            judge = Judge.train(self.data)
+        except (ValueError, ImportError) as error:  # a class of a few images; scikit-learn not installed
+            print(f"no judge of quality: {error}", file=sys.stderr)
+            return None
         judge.save(kept)
         return judge
 

@@ -129,15 +129,18 @@ class Schedule:
         """A training time from u in [0, 1): continuous curves stretch it over [t_min, 1], tables pick a step."""
         return self.t_min + (1 - self.t_min) * float64(u)
 
-    def times(self, steps: int) -> Tensor:
-        """``steps`` noisy times from 1 down: evenly spaced to ``t_min`` for a curve, the stored steps for a table.
+    def times(self, steps: int, last: float | None = None) -> Tensor:
+        """``steps`` noisy times, evenly spaced from 1 down to ``last``; a table's are of the steps that it has.
+
+        Args:
+            last: the last noisy time before the data; None, or anything under it, for the earliest, ``t_min``.
 
         Raises:
             ValueError: fewer than one step, or more than a table has.
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        return torch.linspace(1.0, self.t_min, steps, dtype=torch.float64) if steps > 1 else torch.ones(1).double()
+        return torch.linspace(1.0, max(last or 0.0, self.t_min), steps, dtype=torch.float64)
 
 
 def log_snr_of_log_alpha_bar(log_alpha_bar: Tensor) -> Tensor:
@@ -344,14 +347,13 @@ class Table(Schedule):
     def at(self, u: Tensor) -> Tensor:
         return (torch.floor(float64(u) * len(self)) + 1) / len(self)
 
-    def times(self, steps: int) -> Tensor:
+    def times(self, steps: int, last: float | None = None) -> Tensor:
         n = len(self)
         if not 1 <= steps <= n:
             raise ValueError(f"this model was made with {n} steps: steps must lie in 1 to {n}, got {steps}")
-        if steps == 1:
-            return torch.ones(1, dtype=torch.float64)
-        # evenly spread indices 1 .. N, both ends included, halves rounded to even
-        index = [1 + round(i * (n - 1) / (steps - 1)) for i in range(steps)]
+        first = max(1, round((last or 0.0) * n))
+        # evenly spread indices first .. N, both ends included, halves rounded to even
+        index = [first + round(i * (n - first) / (steps - 1)) for i in range(steps)] if steps > 1 else [n]
         return torch.tensor(index[::-1], dtype=torch.float64) / n
 
 

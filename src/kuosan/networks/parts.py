@@ -43,7 +43,7 @@ class Embedding(nn.Module):
         self.classes = classes
         if classes:
             self.label = nn.Embedding(classes + 1, width)  # the last one is "any"
-            nn.init.normal_(self.label.weight, std=0.02)
+            nn.init.normal_(self.label.weight, std=0.5)
 
     def forward(self, t: Tensor, condition: object = None) -> Tensor:
         """(B, width) from t (B,) and classes (B,).

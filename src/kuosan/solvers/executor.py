@@ -164,7 +164,7 @@ def sample(
         shape: of one sample.
         seeds: one for each sample, all different.
         solver: default DDIM.
-        steps: on the process's own grid; or ``grid``; or a whole ``table``, which then replaces solver and grid.
+        steps: on the process's sampling grid; or ``grid``; or a whole ``table``, which then replaces solver and grid.
         condition: one for each sample, (B, ...).
         transform: of x0-hat, such as ``lambda x: x.clamp(-1, 1)``.
         batch_size: samples at once.

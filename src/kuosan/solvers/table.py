@@ -132,12 +132,12 @@ class Solver:
         raise NotImplementedError(f"{type(self).__name__} has to say its rows")
 
     def table(self, process: Process, grid: Grid | None = None, *, steps: int | None = None) -> Table:
-        """The table on a grid, or on the process's own grid of ``steps``.
+        """The table on a grid, or on the process's sampling grid of ``steps``.
 
         Raises:
             ValueError: both or neither of grid and steps.
         """
         if (grid is None) == (steps is None):
             raise ValueError("give either a grid or steps=")
-        grid = grid if grid is not None else process.grid(steps)  # type: ignore[arg-type]
+        grid = grid if grid is not None else process.sampling_grid(steps)  # type: ignore[arg-type]
         return Table(grid.times, tuple(self.rows(process, grid)), self.form)

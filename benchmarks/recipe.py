@@ -1,9 +1,9 @@
-"""The demo's figures, measured again: train the digits recipe, then its bound and the quality of its samples.
+"""The figures of a recipe (default: the demo), measured again: train it, then its bound and the quality of its samples.
 
-    python benchmarks/digits.py [--recipe digits] [--out runs/bench-digits] [key=value ...]
+    python benchmarks/recipe.py [--recipe digits] [--out FOLDER] [key=value ...]
 
-Prints the time of training, the held-out and training bound with standard errors, and the judge's verdict on 1,000 samples
-for DDIM and ancestral sampling, beside real held-out digits. For MNIST: --recipe mnist (10 minutes of training).
+Prints the time of training, the held-out and training bound with standard errors, and the judge's verdict on 1,000
+samples for DDIM and ancestral sampling, beside real held-out digits. For MNIST: --recipe mnist, 10 minutes of training.
 """
 
 import argparse
