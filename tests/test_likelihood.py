@@ -16,6 +16,7 @@ import kuosan as ks
 from conftest import ALL_SCHEDULES, TABLES, named
 from kuosan import Denoiser, Grid, Mixture, Process, schedules
 from kuosan.likelihood import discretised_gaussian_log_prob, matching_term, reconstruction_term
+from kuosan.variance import reverse_variance
 
 # -- the decoder of discrete data -------------------------------------------------------------------------------------
 
@@ -227,6 +228,25 @@ def test_the_bound_is_below_log_p(process, variance, tilted):
     gap = tilted.log_prob(x_0) - ks.elbo(denoiser, x_0, steps=30, variance=variance, seed=6).total
     assert float(gap.mean()) > -5 * float(gap.std()) / math.sqrt(1000)
     assert bool(gap.isfinite().all())
+
+
+@pytest.mark.parametrize(("fraction", "like"), [(0.0, "beta_tilde"), (1.0, "beta")])
+def test_at_its_ends_the_learned_variance_is_one_of_the_fixed_ones(fraction, like, tilted):
+    """-1 says beta-tilde and 1 says beta: the same bound, noise for noise."""
+    x_0 = tilted.sample(20, torch.Generator().manual_seed(5))
+    denoiser = Denoiser(WithVariance(tilted, DDPM, fraction), DDPM, "x0", learned_variance=True)
+    learned, fixed = (ks.elbo(denoiser, x_0, steps=10, variance=variance).matching for variance in ("learned", like))
+    assert torch.allclose(learned, fixed, rtol=1e-9)
+
+
+def test_half_way_the_learned_variance_is_the_geometric_mean(tilted):
+    """Nichol and Dhariwal 2021, eq. 15, with beta and beta-tilde of a step from 0.6 to 0.4 by hand from abar."""
+    t_bar, s_bar = ddpm_abar(600), ddpm_abar(400)
+    beta = 1 - t_bar / s_bar
+    beta_tilde = (1 - s_bar) / (1 - t_bar) * beta
+    denoiser = Denoiser(WithVariance(tilted, DDPM, 0.5), DDPM, "x0", learned_variance=True)
+    got = reverse_variance(denoiser(tilted.sample(3), 0.6), 0.4, "learned")
+    assert torch.allclose(got, torch.full((3, 3), math.sqrt(beta * beta_tilde), dtype=torch.float64), rtol=1e-9)
 
 
 def test_a_worse_denoiser_has_a_worse_bound(oracle):

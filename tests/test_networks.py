@@ -3,14 +3,22 @@
 import pytest
 import torch
 
-from kuosan.networks import MLP, NETWORKS
+from kuosan.networks import MLP, NETWORKS, Transformer
 
 T = torch.tensor([0.2, 0.9])
 
 
-def small(shape=(1, 4, 4), **options):
-    torch.manual_seed(0)
-    return MLP(shape, width=16, depth=2, **options)
+@pytest.fixture(params=["mlp", "transformer"])
+def small(request):
+    """A small network of each kind, as a function of its options; images of 1 x 4 x 4 unless said otherwise."""
+
+    def make(shape=(1, 4, 4), **options):
+        torch.manual_seed(0)
+        if request.param == "mlp":
+            return MLP(shape, width=16, depth=2, **options)
+        return Transformer(shape, patch=2, width=16, depth=2, heads=2, channels=8, **options)
+
+    return make
 
 
 def awake(network):
@@ -22,31 +30,37 @@ def awake(network):
     return network.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("shape", [(3,), (1, 4, 4), (2, 5)])
-def test_one_output_has_the_shape_of_the_input(shape):
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 8)])
+def test_one_output_has_the_shape_of_the_input(small, shape):
     assert small(shape)(torch.zeros(2, *shape), T).shape == (2, *shape)
 
 
-def test_two_outputs_are_stacked_along_dimension_one():
-    assert small((3,), outputs=2)(torch.zeros(2, 3), T).shape == (2, 6)
+@pytest.mark.parametrize("shape", [(3,), (2, 5)])
+def test_an_mlp_takes_any_shape(shape):
+    assert MLP(shape, width=16, depth=1)(torch.zeros(2, *shape), T).shape == (2, *shape)
+    assert MLP(shape, width=16, depth=1, outputs=2)(torch.zeros(2, *shape), T).shape == (2, 2 * shape[0], *shape[1:])
+
+
+def test_two_outputs_are_stacked_along_dimension_one(small):
     assert small((3, 4, 4), outputs=2)(torch.zeros(2, 3, 4, 4), T).shape == (2, 6, 4, 4)
 
 
-def test_levels_are_one_more_dimension():
-    assert small(outputs=17, stack_last=True)(torch.zeros(2, 1, 4, 4), T).shape == (2, 1, 4, 4, 17)
+def test_levels_are_one_more_dimension(small):
+    network = small((3, 4, 4), outputs=17, stack_last=True)
+    assert network(torch.zeros(2, 3, 4, 4), T).shape == (2, 3, 4, 4, 17)
 
 
-def test_a_fresh_network_says_nothing():
+def test_a_fresh_network_says_nothing(small):
     """Zero, whatever it is shown: the preconditioned denoiser starts as the best linear one."""
     assert small()(torch.randn(2, 1, 4, 4), T).abs().max() == 0
 
 
-def test_class_minus_one_is_no_class():
+def test_class_minus_one_is_no_class(small):
     network, x = awake(small(classes=3)), torch.ones(2, 1, 4, 4)
     assert torch.equal(network(x, T, torch.tensor([-1, -1])), network(x, T, None))
 
 
-def test_classes_and_times_are_told_apart():
+def test_classes_and_times_are_told_apart(small):
     network, x = awake(small(classes=3)), torch.ones(4, 1, 4, 4)
     by_class = network(x, torch.full((4,), 0.5), torch.tensor([-1, 0, 1, 2]))
     by_time = network(x, torch.tensor([0.0, 0.001, 0.5, 1.0]), torch.tensor([0, 0, 0, 0]))
@@ -54,7 +68,7 @@ def test_classes_and_times_are_told_apart():
         assert min(float((out[i] - out[j]).abs().max()) for i in range(4) for j in range(i)) > 1e-5
 
 
-def test_each_sample_is_answered_alone():
+def test_each_sample_is_answered_alone(small):
     network, x = awake(small(classes=3)), torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(2))
     both = network(x, T, torch.tensor([0, 2]))
     for k, c in enumerate((0, 2)):
@@ -62,7 +76,7 @@ def test_each_sample_is_answered_alone():
 
 
 @pytest.mark.parametrize("classes", [0, 3])
-def test_every_parameter_learns(classes):
+def test_every_parameter_learns(small, classes):
     """Output and gates start at zero: the first step wakes the output, the second the gates, the third has it all."""
     network = small(classes=classes)
     generator = torch.Generator().manual_seed(3)
@@ -79,32 +93,32 @@ def test_every_parameter_learns(classes):
         assert bool((network.embedding.label.weight.grad.abs().amax(1) > 0).all())
 
 
-def test_frequencies_are_not_part_of_a_checkpoint():
+def test_frequencies_are_not_part_of_a_checkpoint(small):
     assert not [name for name in small(classes=2).state_dict() if "frequencies" in name]
 
 
-def test_recipes_know_the_network_by_name():
-    assert NETWORKS["mlp"] is MLP
+def test_recipes_know_the_networks_by_name():
+    assert (NETWORKS["mlp"], NETWORKS["transformer"]) == (MLP, Transformer)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 5), (2, 16), (2, 3, 4, 4)])
-def test_examples_of_another_shape_are_refused(shape):
+def test_examples_of_another_shape_are_refused(small, shape):
     with pytest.raises(ValueError, match=r"made for examples of shape \(1, 4, 4\), got"):
         small()(torch.zeros(shape), T)
 
 
 @pytest.mark.parametrize("classes", [[0, 3], [-2, 0]])
-def test_a_class_that_does_not_exist_is_refused(classes):
+def test_a_class_that_does_not_exist_is_refused(small, classes):
     with pytest.raises(ValueError, match="classes are 0 to 2, or -1 for any; got"):
         small(classes=3)(torch.zeros(2, 1, 4, 4), T, torch.tensor(classes))
 
 
-def test_a_network_without_classes_has_none_to_choose_from():
+def test_a_network_without_classes_has_none_to_choose_from(small):
     with pytest.raises(ValueError, match="unconditional"):
         small()(torch.zeros(2, 1, 4, 4), T, torch.tensor([0, 0]))
 
 
 @pytest.mark.parametrize("condition", [torch.tensor([0, 1, 2]), torch.tensor([[0], [1]]), torch.tensor([1])])
-def test_there_is_one_class_for_each_sample(condition):
+def test_there_is_one_class_for_each_sample(small, condition):
     with pytest.raises(ValueError, match="class"):
         small(classes=3)(torch.zeros(2, 1, 4, 4), T, condition)

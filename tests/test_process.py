@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from conftest import ALL_SCHEDULES, named
+from conftest import ALL_SCHEDULES, TABLES, named
 from kuosan import Grid, Process
 
 PAIRS = [(0.9, 0.4), (1.0, 0.37), (0.3, 0.2999), (0.05, 0.02)]
@@ -302,6 +302,26 @@ def test_a_grid_ends_on_the_data():
 def test_a_grid_of_a_process_is_that_of_its_schedule(process):
     grid = process.grid(7)
     assert grid.times == tuple(process.schedule.times(7).tolist())
+
+
+def test_a_sampling_grid_has_even_steps_down_to_the_data(process):
+    """1, 1 - 1/K, ..., 1/K: by hand; the two tables have steps exactly there."""
+    for k in (1, 2, 4, 5, 10):
+        times = process.sampling_grid(k).times
+        assert times == pytest.approx([1 - i / k for i in range(k)], rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", named(*TABLES))
+def test_a_table_has_grids_of_every_length_up_to_its_own(schedule):
+    """Its own steps, the noisiest included, none twice; a sampling grid's last one is about 1/K."""
+    process, n = Process(schedule), len(schedule)
+    for k in range(1, n + 1, 1 if n < 100 else 13):
+        for grid in (process.grid(k), process.sampling_grid(k)):
+            index = [n * t for t in grid.times]
+            assert len(grid) == k
+            assert index[0] == n
+            assert max(abs(i - round(i)) for i in index) < 1e-9
+        assert index[-1] == pytest.approx(n / k, abs=0.5 + 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from PIL import Image
 from kuosan import figures
 from kuosan import recipe as recipes
 from kuosan.image.pictures import to_image
-from kuosan.report import TEMPERATURES, ReportError, write_report
+from kuosan.measurements import TEMPERATURES
+from kuosan.report import ReportError, write_report
 from kuosan.run import load, train
 
 SECTIONS = ["samples", "way", "loss", "bound", "evaluations", "temperature", "neighbours", "provenance"]

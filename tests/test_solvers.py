@@ -71,6 +71,20 @@ def test_ddim_with_full_noise_is_ancestral_sampling(name, times):
         assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-8 * max(1, float(theirs.abs().max())))
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.7, 1.0])
+def test_ddim_keeps_the_marginals_whatever_its_noise(process, eta):
+    """x_t ~ N(alpha_t x0, sigma_t^2) becomes x_s ~ N(alpha_s x0, sigma_s^2); sigma = eta sqrt(beta-tilde), eq. 16."""
+    times = (0.9, 0.6, 0.3, 0.1)
+    table = DDIM(eta).table(process, Grid(times))
+    for t, s, row in zip(times, times[1:], table.rows, strict=False):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = ([float(c) for c in process.scales(u)] for u in (t, s))
+        noise = row.z[0] if eta else 0.0
+        assert row.x[0] * alpha_t + row.m[0] == pytest.approx(alpha_s, rel=1e-12)
+        assert (row.x[0] * sigma_t) ** 2 + noise**2 == pytest.approx(sigma_s**2, rel=1e-12)
+        step_variance = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
+        assert noise**2 == pytest.approx(eta**2 * sigma_s**2 / sigma_t**2 * step_variance, rel=1e-8)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 20])
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_the_last_state_is_the_model_s_last_word_exactly(process, steps, eta):
@@ -302,9 +316,8 @@ def test_a_row_reads_back_as_it_was_written():
 
 def test_a_table_counts_its_evaluations():
     table = DDIM(0.5).table(DDPM, steps=7)
-    assert table.evaluations == 7
+    assert table.evaluations == len(table.times) == len(table.rows) == 7
     assert table.stochastic
-    assert table.times == DDPM.grid(7).times
 
 
 def test_a_transform_is_applied_to_every_x0(ring):
@@ -543,3 +556,26 @@ def test_seeds_may_be_any_whole_numbers():
     assert check_seeds(range(3)) == [0, 1, 2]
     assert check_seeds(torch.tensor([4, 2])) == [4, 2]
     assert check_seeds(iter([2**63 - 1])) == [2**63 - 1]
+
+
+def test_sampling_and_the_bound_switch_dropout_off_and_leave_it_as_it_was():
+    """A network left in training mode gives the answers of evaluation mode, and is in training mode afterwards."""
+    torch.manual_seed(0)
+    network = ks.networks.MLP((2,), width=16, depth=1, dropout=0.5)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    denoiser = ks.Denoiser(network, ks.Process(ks.schedules.Cosine()), predicts="v")
+    x_0 = torch.randn(8, 2)
+
+    def answers():
+        samples = ks.sample(denoiser, (2,), seeds=range(4), steps=5)
+        return samples, ks.elbo(denoiser, x_0, steps=5, variance="beta").total
+
+    denoiser.eval()
+    by_hand = answers()
+    denoiser.train()
+    network.blocks[0].eval()
+    for own, hand in zip(answers(), by_hand, strict=True):
+        assert torch.equal(own, hand)
+    assert denoiser.training
+    assert not network.blocks[0].training

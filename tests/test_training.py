@@ -207,7 +207,7 @@ def test_the_average_forgets_its_start_and_then_moves_slowly():
     """Truth: the recurrence written out by hand."""
     network = torch.nn.Linear(1, 1, bias=False)
     average = EMA(network, decay=0.9)
-    by_hand = float(network.weight)
+    by_hand = float(network.weight.detach())
     for k in range(200):
         with torch.no_grad():
             network.weight.fill_(k)

@@ -121,7 +121,8 @@ def _sample(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan.run import load
 
-    result = load(options.run).evaluate(say=lambda message: print(message, file=sys.stderr))
+    run = load(options.run)
+    result = run.evaluate(say=lambda message: print(message, file=sys.stderr))
     bits, quality = result["bits_per_dim"], result["quality"]
     lines = [
         f"{result['run']}, step {result['step']}",
@@ -146,6 +147,8 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             )
         shares = "  ".join(f"{name} {share:.0%}" for name, share in quality["classes"].items())
         lines.append(f"  classes: {shares}")
+    else:
+        lines += ["", f"no judge of quality: {run.why_no_judge}"]
     lines += ["", f"{result['run']}/evaluation.json"]
     return result, "\n".join(lines)
 

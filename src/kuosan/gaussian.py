@@ -70,7 +70,10 @@ class Gaussian:
         Gaussian (docs/theory, erratum 2).
         """
         excess = (self.variance - other.variance) / other.variance  # r - 1
-        return 0.5 * (excess - torch.log1p(excess) + (self.mean - other.mean) ** 2 / other.variance)
+        # log r: near 1 by log1p; far below it as a difference of logs, where r - 1 has rounded r away
+        far = self.variance.log() - other.variance.log()
+        log_ratio = torch.where(excess > -0.5, torch.log1p(excess.clamp_min(-0.5)), far)
+        return 0.5 * (excess - log_ratio + (self.mean - other.mean) ** 2 / other.variance)
 
     def affine(self, scale: Tensor | float, shift: Tensor | float = 0.0, variance: Tensor | float = 0.0) -> Gaussian:
         """The law of ``scale * x + shift + noise`` where x has this law and the noise has the given variance."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
-from kuosan.denoiser import Denoiser
+from kuosan.denoiser import Denoiser, evaluating
 from kuosan.gaussian import Gaussian
 from kuosan.prediction import Prediction
 from kuosan.process import Grid
@@ -23,6 +23,18 @@ TERMS = ("all", "random", "stratified")
 def per_example(x: Tensor) -> Tensor:
     """The sum over all dimensions but the first."""
     return x.flatten(1).sum(1)
+
+
+def level_of(x: Tensor, levels: int) -> Tensor:
+    """The index, 0 to L - 1, of values on the L even levels of [-1, 1].
+
+    Raises:
+        ValueError: a value that is not one of them.
+    """
+    index = (x + 1) * (levels - 1) / 2
+    if not bool(((index - index.round()).abs() < 0.01).all()) or x.abs().max() > 1 + 1e-6:
+        raise ValueError(f"discrete data must lie on the {levels} even levels of [-1, 1]; this does not")
+    return index.round().long()
 
 
 def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, variance: Tensor, levels: int) -> Tensor:
@@ -42,9 +54,7 @@ def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, variance: Tensor, lev
     Raises:
         ValueError: a value of x that is not one of the levels.
     """
-    index = (x + 1) * (levels - 1) / 2
-    if not bool(((index - index.round()).abs() < 0.01).all()) or x.abs().max() > 1 + 1e-6:
-        raise ValueError(f"discrete data must lie on the {levels} even levels of [-1, 1]; this does not")
+    level_of(x, levels)  # says what is wrong with data off the levels
     half = 1 / (levels - 1)
     std = variance.sqrt()
     low, high = (x - half - mean) / std, (x + half - mean) / std
@@ -70,7 +80,7 @@ def reconstruction_term(
     discrete data, with the given variance (None: sigma_1^2 / alpha_1^2, right if the data were flat).
     """
     if prediction.log_levels is not None and denoiser.levels is not None:
-        index = ((x_0 + 1) * (denoiser.levels - 1) / 2).round().long()
+        index = level_of(x_0, denoiser.levels)
         return per_example(prediction.log_levels.gather(-1, index.unsqueeze(-1)).squeeze(-1))
     if decoder_variance is None:
         decoder_variance = float(torch.exp(-denoiser.process.log_snr(prediction.t)).max())
@@ -211,6 +221,12 @@ def elbo(
         raise ValueError(f"a bound needs at least one example and one draw, got {len(x_0)} and {draws}")
     if not bool(torch.isfinite(x_0).all()):
         raise ValueError("x_0 holds values that are not finite")
+    if decoder_variance is not None and not decoder_variance > 0:
+        raise ValueError(f"decoder_variance must be positive, got {decoder_variance}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if condition is not None and len(condition) != len(x_0):
+        raise ValueError(f"one condition for each example expected: {len(x_0)} examples, {len(condition)} conditions")
     process = denoiser.process
     grid = grid if grid is not None else process.grid(steps)  # type: ignore[arg-type]
     times = torch.tensor(grid.times[::-1], dtype=torch.float64)  # increasing
@@ -223,19 +239,18 @@ def elbo(
         return denoiser(process.marginal(x, t).sample(noise), t, given), x
 
     reconstruction = torch.zeros(n, dtype=torch.float64)
-    for rows in torch.arange(n).repeat(draws).split(batch_size):
-        prediction, x = predict(rows, times[:1].expand(len(rows)))
-        value = reconstruction_term(denoiser, prediction, x, decoder_variance).double().cpu()
-        reconstruction.index_add_(0, rows, value / draws)
-
-    prior = per_example(process.marginal(x_0.double(), times[-1]).kl(process.prior(times[-1]))).cpu()
-
     matching = torch.zeros(len(times) - 1, n, dtype=torch.float64)
-    if len(matching):
-        visits = _steps_to_visit(terms, n, len(matching), draws, generator)
-        for step, rows, weight in zip(*(part.split(batch_size) for part in visits), strict=True):
-            prediction, x = predict(rows, times[step + 1])
-            value = matching_term(prediction, x, times[step], variance).double().cpu()
-            matching.view(-1).index_add_(0, step * n + rows, weight * value)
+    with evaluating(denoiser):
+        for rows in torch.arange(n).repeat(draws).split(batch_size):
+            prediction, x = predict(rows, times[:1].expand(len(rows)))
+            value = reconstruction_term(denoiser, prediction, x, decoder_variance).double().cpu()
+            reconstruction.index_add_(0, rows, value / draws)
+        if len(matching):
+            visits = _steps_to_visit(terms, n, len(matching), draws, generator)
+            for step, rows, weight in zip(*(part.split(batch_size) for part in visits), strict=True):
+                prediction, x = predict(rows, times[step + 1])
+                value = matching_term(prediction, x, times[step], variance).double().cpu()
+                matching.view(-1).index_add_(0, step * n + rows, weight * value)
+    prior = per_example(process.marginal(x_0.double(), times[-1]).kl(process.prior(times[-1]))).cpu()
     evaluations = draws * (1 + (len(matching) if terms == "all" else 1))
     return Bound(reconstruction, prior, matching, times, dimensions, draws, evaluations, denoiser.levels is not None)

@@ -72,7 +72,7 @@ class Mixture:
         """For each component: log-weight + log-density at x_t, gap in its own axes, their variances; and alpha."""
         alpha, sigma = process.scales(t) if process is not None else (float64(1.0), float64(0.0))
         # t of shape () or (B,) meets x of shape (..., d): per component (..., K, d)
-        alpha, sigma = (c[..., None, None] if c.ndim else c for c in (alpha, sigma))
+        alpha, sigma = (c.reshape(-1, *(1,) * x_t.ndim) if c.ndim else c for c in (alpha, sigma))
         x_t = x_t.double()
         gap = torch.einsum("kij,...ki->...kj", self._axes, x_t.unsqueeze(-2) - alpha * self.means)
         variance = alpha**2 * self._values + sigma**2

@@ -77,6 +77,10 @@ class LogitNormal(TimeSampler):
     mean: float = 0.0
     std: float = 1.0
 
+    def __post_init__(self):
+        if not self.std > 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
     def sample(self, process, n, generator):
         z = torch.special.ndtri(_stratified(n, generator))
         return process.schedule.at(torch.sigmoid(self.mean + self.std * z)), torch.ones(n, dtype=torch.float64)
@@ -88,6 +92,10 @@ class LogNormalNoise(TimeSampler):
 
     mean: float = -1.2
     std: float = 1.2
+
+    def __post_init__(self):
+        if not self.std > 0:
+            raise ValueError(f"std must be positive, got {self.std}")
 
     def sample(self, process, n, generator):
         z = torch.special.ndtri(_stratified(n, generator))
@@ -126,6 +134,8 @@ class LossAware(TimeSampler):
         if bool((self._seen < self.history).any()):
             return uniform
         size = (self._losses**2).mean(1).sqrt()
+        if not size.sum() > 0:
+            return uniform
         return (1 - self.floor) * size / size.sum() + self.floor * uniform
 
     def sample(self, process, n, generator):
@@ -141,7 +151,7 @@ class LossAware(TimeSampler):
             self._seen[cell] += 1
 
     def state(self):
-        return {"losses": self._losses, "seen": self._seen}
+        return {"losses": self._losses.clone(), "seen": self._seen.clone()}
 
     def restore(self, state):
         self._losses, self._seen = state["losses"].clone(), state["seen"].clone()
@@ -175,6 +185,10 @@ class SNR:
     """max(SNR, floor): truncated-SNR weighting, the error in eps with a floor under it (arXiv 2202.00512, sec. 4)."""
 
     floor: float = 1.0
+
+    def __post_init__(self):
+        if not self.floor >= 0:
+            raise ValueError(f"floor must be at least 0, got {self.floor}")
 
     def log_weight(self, process, t):
         return process.log_snr(t).clamp_min(math.log(self.floor) if self.floor > 0 else -math.inf)
@@ -352,28 +366,35 @@ class Bound:
 
     def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None):
         t, noise, weight = _draw(self.times, denoiser.process, x_0, t, noise, generator)
-        t, s = _step_around(denoiser.process, t, self.steps)
+        t, s, scale = _step_around(denoiser.process, t, self.steps)
         prediction = denoiser(denoiser.process.marginal(x_0, t).sample(noise), t, condition)
-        return _weighted(_bound_term(denoiser, prediction, x_0, s, self.steps, self.variance), weight)
+        return _weighted(_bound_term(denoiser, prediction, x_0, s, scale, self.variance), weight)
 
 
-def _step_around(process: Process, t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The step (t, s) of the grid of ``steps`` that each time falls into; s = 0 is the step to the data."""
+def _step_around(process: Process, t: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(t, s, weight): the step of the chain of ``steps`` that each time stands for, and one over its chance.
+
+    s = 0 is the step to the data.
+    """
     edges = torch.tensor((0.0, *process.grid(steps).times[::-1]), dtype=torch.float64)
-    step = torch.searchsorted(edges, t.double().cpu()).clamp(1, steps)
-    return edges[step], edges[step - 1]
+    step, weight = process.schedule.cells(t.cpu(), steps)
+    return edges[step + 1], edges[step], weight
 
 
-def _bound_term(denoiser, prediction: Prediction, x_0: Tensor, s: Tensor, steps: int, variance: str) -> Tensor:
-    """K times the term of minus the bound that belongs to the step from prediction.t to s, nats per dimension."""
+def _bound_term(
+    denoiser: Denoiser, prediction: Prediction, x_0: Tensor, s: Tensor, weight: Tensor, variance: str
+) -> Tensor:
+    """Weight times the term of minus the bound that belongs to the step from prediction.t to s, nats per dimension."""
     to_data = s == 0
-    between = torch.where(to_data, 0.5 * prediction.t, s)  # any s > 0 will do where the term is not used
-    term = matching_term(prediction, x_0, between, variance)
+    term = torch.zeros(len(x_0), dtype=x_0.dtype, device=x_0.device)
+    if not bool(to_data.all()):
+        between = torch.where(to_data, 0.5 * float64(prediction.t), s)  # any s > 0 will do where the term is not used
+        term = matching_term(prediction, x_0, between, variance)
     if bool(to_data.any()):
         noisiest = float(prediction.process.log_snr(float64(prediction.t)[to_data]).min())
         decoded = -reconstruction_term(denoiser, prediction, x_0, math.exp(-noisiest))
         term = torch.where(to_data.to(term.device), decoded, term)
-    return steps * term / x_0[0].numel()
+    return weight.to(term) * term / x_0[0].numel()
 
 
 @dataclass(frozen=True)
@@ -392,13 +413,17 @@ class Hybrid:
     steps: int = 1000
     times: TimeSampler = Stratified()
 
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
     def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None):
         if not denoiser.learned_variance:
             raise ValueError("the hybrid objective learns a variance: make the denoiser with learned_variance=True")
         t, noise, importance = _draw(self.times, denoiser.process, x_0, t, noise, generator)
-        t, s = _step_around(denoiser.process, t, self.steps)
+        t, s, scale = _step_around(denoiser.process, t, self.steps)
         prediction = denoiser(denoiser.process.marginal(x_0, t).sample(noise), t, condition)
         simple = squared_error(prediction, x_0, noise, Plain(prediction.form))
         fixed_mean = replace(prediction, value=prediction.value.detach())
-        bound = _bound_term(denoiser, fixed_mean, x_0, s, self.steps, "learned")
+        bound = _bound_term(denoiser, fixed_mean, x_0, s, scale, "learned")
         return _weighted(simple + self.weight * bound, importance)

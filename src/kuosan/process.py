@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kuosan.gaussian import Gaussian
-from kuosan.schedules import CONVENTIONS, Schedule, Time
+from kuosan.schedules import CONVENTIONS, EARLIEST, Schedule, Time, float64
 
 
 def expand(coefficient: Tensor | float, x: Tensor) -> Tensor:
@@ -177,4 +177,5 @@ class Process:
 
         (Kingma et al. 2021, arXiv 2107.00630, appendix; it holds under every convention.)
         """
-        return self.sigma(t) * torch.sqrt(-self.schedule.log_snr_rate(t))
+        sigma = self.sigma(float64(t).clamp_min(EARLIEST))
+        return sigma * torch.sqrt(-self.schedule.log_snr_rate(t))

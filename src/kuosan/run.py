@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from importlib.metadata import version
@@ -193,20 +192,28 @@ class Run:
         return read_data(self.recipe)
 
     @cached_property
-    def judge(self) -> Judge | None:
-        """The classifier of real images that judges samples; None for data that cannot train one."""
+    def _judged_by(self) -> tuple[Judge | None, str]:
         kept = self.folder / "judge"
         if kept.is_dir():
-            return Judge.load(kept)
+            return Judge.load(kept), ""
         if self.classes is None:
-            return None
+            return None, "the images have no classes, and the judge is a classifier"
         try:
             judge = Judge.train(self.data)
-        except (ValueError, ImportError) as error:  # a class of a few images; scikit-learn not installed
-            print(f"no judge of quality: {error}", file=sys.stderr)
-            return None
+        except (ValueError, ImportError) as error:  # a class of too few images; scikit-learn not installed
+            return None, str(error)
         judge.save(kept)
-        return judge
+        return judge, ""
+
+    @property
+    def judge(self) -> Judge | None:
+        """The classifier of real images that judges samples; None where there cannot be one."""
+        return self._judged_by[0]
+
+    @property
+    def why_no_judge(self) -> str:
+        """Why there is no judge, in words; empty if there is one."""
+        return self._judged_by[1]
 
     @cached_property
     def _trained(self) -> tuple[Denoiser, int, float]:

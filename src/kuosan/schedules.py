@@ -18,6 +18,12 @@ from torch.nn.functional import logsigmoid
 Time = Tensor | float
 
 
+#: The largest number under 1: the end of [0, 1).
+BELOW_ONE = 1 - 2**-53
+#: Stands for the limit t -> 0 where a rate of change is asked for at the data itself.
+EARLIEST = 1e-150
+
+
 def float64(t: Any) -> Tensor:
     """A number, sequence or tensor as a float64 tensor."""
     return torch.as_tensor(t, dtype=torch.float64)
@@ -93,7 +99,7 @@ class Schedule:
     def log_snr_rate(self, t: Time) -> Tensor:
         """d log-SNR / dt by automatic differentiation of the curve, so that it can never disagree with it."""
         with torch.enable_grad():
-            time = float64(t).detach().requires_grad_()
+            time = float64(t).detach().clamp_min(EARLIEST).requires_grad_()
             (rate,) = torch.autograd.grad(self.curve(time).sum(), time)
         return rate
 
@@ -105,6 +111,7 @@ class Schedule:
 
     def log_rates(self, t: Time) -> tuple[Tensor, Tensor]:
         """(d log alpha / dt, d log sigma / dt), float64."""
+        t = float64(t).clamp_min(EARLIEST)
         slope = CONVENTIONS[self.convention].slope(self.log_snr(t))
         rate = self.log_snr_rate(t)
         return slope * rate, (slope - 0.5) * rate
@@ -127,7 +134,13 @@ class Schedule:
 
     def at(self, u: Tensor) -> Tensor:
         """A training time from u in [0, 1): continuous curves stretch it over [t_min, 1], tables pick a step."""
-        return self.t_min + (1 - self.t_min) * float64(u)
+        return self.t_min + (1 - self.t_min) * float64(u).clamp(0, BELOW_ONE)
+
+    def cells(self, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Which of ``count`` even cells of training time each t is in, and one over the chance of its cell."""
+        u = (float64(t) - self.t_min) / (1 - self.t_min)
+        cell = (u * count).long().clamp(0, count - 1)
+        return cell, torch.full_like(u, count)
 
     def times(self, steps: int, last: float | None = None) -> Tensor:
         """``steps`` noisy times, evenly spaced from 1 down to ``last``; a table's are of the steps that it has.
@@ -201,6 +214,8 @@ class Cosine(Schedule):
         super().__post_init__()
         if self.s <= 0:
             raise ValueError(f"s must be positive, got {self.s}")
+        if not self.log_snr_end <= 10:
+            raise ValueError(f"log_snr_end is that of noise, at most 10, got {self.log_snr_end}")
 
     def curve(self, t: Tensor) -> Tensor:
         start = self.s / (1 + self.s) * math.pi / 2
@@ -227,6 +242,8 @@ class Sqrt(Schedule):
         super().__post_init__()
         if not 0 < self.s < 1:
             raise ValueError(f"s must lie in (0, 1), got {self.s}")
+        if not (1 / (1 + math.exp(self.log_snr_end))) ** 2 > self.s:
+            raise ValueError(f"log_snr_end must be that of more noise than s = {self.s}, got {self.log_snr_end}")
 
     def curve(self, t: Tensor) -> Tensor:
         c = (1 / (1 + math.exp(self.log_snr_end))) ** 2 - self.s
@@ -325,6 +342,8 @@ class Table(Schedule):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.convention not in CONVENTIONS:
+            raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {self.convention!r}")
         values = float64(list(self.log_snrs))
         if values.ndim != 1 or len(values) < 1 or not bool(values.isfinite().all()):
             raise ValueError("a table needs at least one finite log-SNR")
@@ -340,12 +359,18 @@ class Table(Schedule):
         if len(knots) == 1:
             return knots[0] + 0 * t
         position = t * len(knots) - 1  # in units of steps, 0 at the first knot
-        left = position.detach().floor().clamp(0, len(knots) - 2).long()
+        left = position.detach().floor().nan_to_num(0).clamp(0, len(knots) - 2).long()
         part = position - left
         return knots[left] * (1 - part) + knots[left + 1] * part  # exact at both ends of a segment
 
     def at(self, u: Tensor) -> Tensor:
-        return (torch.floor(float64(u) * len(self)) + 1) / len(self)
+        return (torch.floor(float64(u).clamp(0, BELOW_ONE) * len(self)) + 1) / len(self)
+
+    def cells(self, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        n = len(self)
+        cell_of_step = torch.arange(n) * count // n  # as even as whole steps can be
+        cell = cell_of_step[(float64(t) * n).round().long().clamp(1, n) - 1]
+        return cell, n / torch.bincount(cell_of_step, minlength=count)[cell].double()
 
     def times(self, steps: int, last: float | None = None) -> Tensor:
         n = len(self)
@@ -353,7 +378,7 @@ class Table(Schedule):
             raise ValueError(f"this model was made with {n} steps: steps must lie in 1 to {n}, got {steps}")
         first = max(1, round((last or 0.0) * n))
         # evenly spread indices first .. N, both ends included, halves rounded to even
-        index = [first + round(i * (n - first) / (steps - 1)) for i in range(steps)] if steps > 1 else [n]
+        index = [round(first + i * (n - first) / (steps - 1)) for i in range(steps)] if steps > 1 else [n]
         return torch.tensor(index[::-1], dtype=torch.float64) / n
 
 

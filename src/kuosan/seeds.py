@@ -12,5 +12,5 @@ import torch
 
 def stream(purpose: str, *key: int) -> torch.Generator:
     """A fresh CPU generator that is a function of (purpose, key) alone and independent of every other one."""
-    digest = hashlib.blake2b(repr((purpose, *key)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(repr((purpose, *map(int, key))).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

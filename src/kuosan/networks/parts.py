@@ -60,6 +60,8 @@ class Embedding(nn.Module):
         if condition is None:
             condition = torch.full((len(t),), -1, device=t.device)
         assert isinstance(condition, Tensor)
+        if condition.shape != t.shape:
+            raise ValueError(f"one class for each of {len(t)} examples expected, got shape {tuple(condition.shape)}")
         if condition.min() < -1 or condition.max() >= self.classes:
             raise ValueError(
                 f"classes are 0 to {self.classes - 1}, or -1 for any; got {sorted(set(condition.tolist()))}"

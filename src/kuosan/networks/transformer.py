@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle, scaled_dot_product_attention, silu
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 from kuosan.networks.parts import Embedding, check_size, zeroed
 
@@ -90,7 +90,9 @@ class Block(nn.Module):
 
     def attention(self, h: Tensor) -> Tensor:
         q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        # written out: for a few dozen tokens on a CPU, twice as fast to train as torch's fused attention
+        weights = torch.softmax(q * q.shape[-1] ** -0.5 @ k.mT, dim=-1).to(v.dtype)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
 
 
 class Patches(nn.Module):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from kuosan.denoiser import evaluating
 from kuosan.prediction import Prediction
 from kuosan.process import Grid, Process
 from kuosan.schedules import Time
@@ -97,14 +99,14 @@ def run(
         x, m, z = row.history()
         parts += [(c, states[k]) for k, c in enumerate(x) if c]
         parts += [(c, outputs[k]) for k, c in enumerate(m) if c]
-        if z or row.z_upper:
+        if any(later.z[k : k + 1] not in ((), (0.0,)) for k, later in enumerate(table.rows[i : i + depths[2]])):
             noises.insert(0, noise().to(x_init))
-            if row.z_upper is None:
-                parts += [(c, noises[k]) for k, c in enumerate(z) if c]
-            else:
-                parts.append((_own_std(prediction, z[0], row.z_upper), noises[0]))
-        elif noises:
-            noises.insert(0, torch.zeros(()))  # keeps later coefficients aligned; nothing multiplies it
+        else:
+            noises.insert(0, torch.zeros(()))  # keeps the places of the others; nothing multiplies it
+        if row.z_upper is None:
+            parts += [(c, noises[k]) for k, c in enumerate(z) if c]
+        else:
+            parts.append((_own_std(prediction, z[0], row.z_upper), noises[0]))
         states.insert(0, _combine(parts) if parts else torch.zeros_like(x_init))
         for kept, depth in zip((states, outputs, noises), depths, strict=True):
             del kept[depth:]  # no row reaches back further
@@ -125,7 +127,10 @@ def check_seeds(seeds: Iterable[int]) -> list[int]:
     Raises:
         ValueError: there are none, one is not in [0, 2^63), or one is repeated (it would give the same sample twice).
     """
-    seeds = [int(seed) for seed in seeds]
+    given = list(seeds)
+    seeds = [int(seed) for seed in given]
+    if seeds != given:
+        raise ValueError(f"a seed is a whole number, got {next(g for g in given if int(g) != g)}")
     if not seeds:
         raise ValueError("at least one seed is needed: there is one sample for each seed")
     for seed in seeds:
@@ -187,12 +192,13 @@ def sample(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     start = denoiser.process.prior(table.times[0]).std.to(dtype)
     finished = []
-    for first in range(0, len(seeds), batch_size):
-        part = slice(first, first + batch_size)
-        noise = Noise(seeds[part], shape, dtype)
-        given = None if condition is None else condition[part].to(device)
-        x_init = (start * noise.draw()).to(device)
-        finished.append(run(table, denoiser, x_init, noise.draw, given, transform).cpu())
-        if progress is not None:
-            progress(min(first + batch_size, len(seeds)), len(seeds))
+    with evaluating(denoiser) if isinstance(denoiser, nn.Module) else nullcontext():
+        for first in range(0, len(seeds), batch_size):
+            part = slice(first, first + batch_size)
+            noise = Noise(seeds[part], shape, dtype)
+            given = None if condition is None else condition[part].to(device)
+            x_init = (start * noise.draw()).to(device)
+            finished.append(run(table, denoiser, x_init, noise.draw, given, transform).cpu())
+            if progress is not None:
+                progress(min(first + batch_size, len(seeds)), len(seeds))
     return torch.cat(finished)

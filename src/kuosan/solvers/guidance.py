@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from kuosan.denoiser import Denoiser
 from kuosan.prediction import Prediction
 from kuosan.process import Process
 from kuosan.schedules import Time
-from kuosan.solvers.executor import Model
 
 
-@dataclass(frozen=True)
-class ClassifierFree:
+class ClassifierFree(nn.Module):
     r"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6), in x0 and so in every linear form.
 
     .. math:: \hat x_0 = \hat x_0(c) + w\,[\hat x_0(c) - \hat x_0(\varnothing)]
@@ -30,18 +27,17 @@ class ClassifierFree:
         ValueError: a weight under -1 or not finite; sampling without a condition.
     """
 
-    denoiser: Model
-    weight: float = 1.0
-
-    def __post_init__(self):
-        if not -1 <= self.weight < float("inf"):
-            raise ValueError(f"a guidance weight is at least -1 (0: no guidance), got {self.weight}")
+    def __init__(self, denoiser: Denoiser, weight: float = 1.0):
+        super().__init__()
+        if not -1 <= weight < float("inf"):
+            raise ValueError(f"a guidance weight is at least -1 (0: no guidance), got {weight}")
+        self.denoiser, self.weight = denoiser, weight
 
     @property
     def process(self) -> Process:
         return self.denoiser.process
 
-    def __call__(self, x_t: Tensor, t: Time, condition: object = None) -> Prediction:
+    def forward(self, x_t: Tensor, t: Time, condition: object = None) -> Prediction:
         if not isinstance(condition, Tensor):
             raise ValueError("guidance needs a condition for each sample: this model, or this call, has none")
         if self.weight == 0:

@@ -80,6 +80,8 @@ class Table:
             for part in row.history():
                 if len(part) > i + 1:
                     raise ValueError(f"row {i} reaches {len(part)} evaluations back, but only {i + 1} have happened")
+                if row.z_upper is not None and not (row.z and abs(row.z_upper) < float("inf")):
+                    raise ValueError(f"row {i} holds a coefficient that is not finite, or z_upper without z")
                 if not all(abs(c) < float("inf") for c in part):
                     raise ValueError(f"row {i} holds a coefficient that is not finite: {part}")
 
