@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from kuosan import recipe as recipes
-from kuosan.progress import duration
+from kuosan.progress import Progress, duration
 from kuosan.run import load, train
 from kuosan.solvers import DDIM, Ancestral
 
@@ -27,7 +27,7 @@ def main() -> None:
     run = load(out)
     print(f"{out}: {run.step} steps in {duration(run.seconds)}, {run.info['parameters']:,} parameters")
     for split in ("held_out", "train"):
-        bits = run.bound(split).bits_per_dim()
+        bits = run.bound(split, progress=Progress("bound: evaluation")).bits_per_dim()
         print(f"bound, {split:9s} {bits.total:.4f} ± {bits.standard_error:.4f} bits/dim")
     rows = [("ddim", DDIM(), run.recipe.sampling.steps), ("ancestral", Ancestral(), 250)]
     weights = [0.0, 1.0] if run.conditional else [0.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         return _explain(error)
+    if os.environ.get("RANK", "0") != "0":  # under torchrun, one process speaks
+        return 0
     if options.json:
         print(json.dumps(result, ensure_ascii=False))
     else:
@@ -122,7 +125,7 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan.run import load
 
     run = load(options.run)
-    result = run.evaluate(say=lambda message: print(message, file=sys.stderr))
+    result = run.evaluate()
     bits, quality = result["bits_per_dim"], result["quality"]
     lines = [
         f"{result['run']}, step {result['step']}",

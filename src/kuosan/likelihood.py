@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -186,6 +187,7 @@ def elbo(
     draws: int = 1,
     seed: int = 0,
     batch_size: int = 4096,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Bound:
     r"""The evidence lower bound of a diffusion model on a grid of K noisy times (theory row 9).
 
@@ -208,6 +210,7 @@ def elbo(
         draws: how many times each is repeated.
         seed: of the noise and of the t's.
         batch_size: examples that the network sees at once.
+        progress: called with (done, all) network evaluations as the sum over t goes on.
 
     Raises:
         ValueError: both or neither of steps and grid, an unknown choice, data off the levels or not finite.
@@ -247,10 +250,14 @@ def elbo(
             reconstruction.index_add_(0, rows, value / draws)
         if len(matching):
             visits = _steps_to_visit(terms, n, len(matching), draws, generator)
+            done = 0
             for step, rows, weight in zip(*(part.split(batch_size) for part in visits), strict=True):
                 prediction, x = predict(rows, times[step + 1])
                 value = matching_term(prediction, x, times[step], variance).double().cpu()
                 matching.view(-1).index_add_(0, step * n + rows, weight * value)
+                done += len(rows)
+                if progress is not None:
+                    progress(done, len(visits[0]))
     prior = per_example(process.marginal(x_0.double(), times[-1]).kl(process.prior(times[-1]))).cpu()
     evaluations = draws * (1 + (len(matching) if terms == "all" else 1))
     return Bound(reconstruction, prior, matching, times, dimensions, draws, evaluations, denoiser.levels is not None)

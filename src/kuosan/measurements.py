@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from kuosan import figures
-from kuosan.fetch import to_stderr
 from kuosan.figures import Panel
 from kuosan.image.data import to_levels, to_pixels
 from kuosan.image.judge import Judge, nearest
@@ -84,8 +83,6 @@ class Measurements:
 
     def __init__(self, run: Run, budget: float):
         self.run, self.budget = run, budget
-        if run.classes and not (run.folder / "judge").is_dir():
-            to_stderr("training the judge of real images ...")
         self.yardstick = Yardstick(run, run.judge)
         self.cost = self._seconds_per_evaluation()
         schedule = run.denoiser.process.schedule

@@ -7,6 +7,7 @@ say what w is; the error itself is measured in the form in which the network spe
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -24,12 +25,12 @@ from kuosan.variance import check_variance
 # -- how times are drawn ----------------------------------------------------------------------------------------------
 
 
-class TimeSampler:
+class TimeSampler(ABC):
     """Draws training times. Importance weights keep the expected loss what uniform times would give, where stated."""
 
+    @abstractmethod
     def sample(self, process: Process, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(t, weight), both (n,) float64."""
-        raise NotImplementedError(f"{type(self).__name__} has to say how it draws times")
 
     def update(self, t: Tensor, loss: Tensor) -> None:
         """Told, after each step, the unweighted losses of the whole batch; most samplers do not care."""

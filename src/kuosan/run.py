@@ -18,6 +18,7 @@ import kuosan
 from kuosan import recipe as recipes
 from kuosan.build import make_denoiser, make_objective, make_solver
 from kuosan.denoiser import Denoiser
+from kuosan.fetch import to_stderr
 from kuosan.image import data as image_data
 from kuosan.image.data import Examples, ImageData, to_levels, to_pixels
 from kuosan.image.judge import Judge
@@ -199,6 +200,7 @@ class Run:
         if self.classes is None:
             return None, "the images have no classes, and the judge is a classifier"
         try:
+            to_stderr("training the judge of real images ...")
             judge = Judge.train(self.data)
         except (ValueError, ImportError) as error:  # a class of too few images; scikit-learn not installed
             return None, str(error)
@@ -361,16 +363,14 @@ class Run:
         x_0 = to_pixels(part.levels[chosen], self.levels)
         return elbo(self.denoiser, x_0.to(_device()), condition, **options)
 
-    def evaluate(self, say: Callable[[str], None] | None = None) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, Any]:
         """The bound on held-out data and the quality of samples; written to evaluation.json.
 
         Returns:
             A dictionary for JSON with ``bits_per_dim`` (total, standard_error, and each term) and ``quality`` (None for
             data without classes).
         """
-        say = say or (lambda message: None)
-        say("bound on held-out data ...")
-        section, bound = self.recipe.evaluation, self.bound()
+        section, bound = self.recipe.evaluation, self.bound(progress=Progress("bound: evaluation"))
         result: dict[str, Any] = {
             "run": str(self.folder),
             "step": self.step,

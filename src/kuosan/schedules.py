@@ -7,6 +7,7 @@ there log-SNR is infinite, alpha is 1 and sigma is 0, whatever the curve's limit
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -71,7 +72,7 @@ CONVENTIONS = {
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(ABC):
     """The base: a subclass gives ``curve``, and everything else follows from it.
 
     Args:
@@ -85,10 +86,12 @@ class Schedule:
     def __post_init__(self):
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min must lie between 0 (data) and 1 (noise), got {self.t_min}")
+        if self.convention not in CONVENTIONS:
+            raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {self.convention!r}")
 
+    @abstractmethod
     def curve(self, t: Tensor) -> Tensor:
         """log(alpha_t^2 / sigma_t^2) for 0 < t <= 1, float64, strictly decreasing."""
-        raise NotImplementedError(f"{type(self).__name__} has to say what its log-SNR is")
 
     def log_snr(self, t: Time) -> Tensor:
         """log(alpha_t^2 / sigma_t^2), float64, of t's shape; infinite at t = 0."""
@@ -304,8 +307,6 @@ class FromLogSNR(Schedule):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.convention not in CONVENTIONS:
-            raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {self.convention!r}")
         values = self.curve(torch.linspace(self.t_min, 1, 1001, dtype=torch.float64))
         if not bool((values[1:] < values[:-1]).all()) or not bool(values[:-1].isfinite().all()):
             raise ValueError("a log-SNR curve must be finite and strictly decreasing on (0, 1); this one is not")
@@ -342,8 +343,6 @@ class Table(Schedule):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.convention not in CONVENTIONS:
-            raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {self.convention!r}")
         values = float64(list(self.log_snrs))
         if values.ndim != 1 or len(values) < 1 or not bool(values.isfinite().all()):
             raise ValueError("a table needs at least one finite log-SNR")

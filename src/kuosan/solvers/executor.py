@@ -85,6 +85,7 @@ def run(
     """
     depths = [max(len(part) for part in parts) for parts in zip(*(row.history() for row in table.rows), strict=True)]
     depths[0] = max(depths[0], 1)  # the model sees the newest state whether or not a row does
+    used = {i - k for i, row in enumerate(table.rows) for k, c in enumerate(row.history()[2]) if c}  # noises
     states: list[Tensor] = [x_init]
     outputs: list[Tensor] = []
     noises: list[Tensor] = []
@@ -99,7 +100,7 @@ def run(
         x, m, z = row.history()
         parts += [(c, states[k]) for k, c in enumerate(x) if c]
         parts += [(c, outputs[k]) for k, c in enumerate(m) if c]
-        if any(later.z[k : k + 1] not in ((), (0.0,)) for k, later in enumerate(table.rows[i : i + depths[2]])):
+        if i in used:
             noises.insert(0, noise().to(x_init))
         else:
             noises.insert(0, torch.zeros(()))  # keeps the places of the others; nothing multiplies it

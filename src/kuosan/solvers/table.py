@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -124,14 +125,14 @@ class Table:
         return self.dense()[2]
 
 
-class Solver:
+class Solver(ABC):
     """A rule that turns a process and a grid into a :class:`Table`. A subclass gives ``rows``."""
 
     form = "x0"
 
+    @abstractmethod
     def rows(self, process: Process, grid: Grid) -> Iterable[Row]:
         """The table's rows, float64, one for each evaluation."""
-        raise NotImplementedError(f"{type(self).__name__} has to say its rows")
 
     def table(self, process: Process, grid: Grid | None = None, *, steps: int | None = None) -> Table:
         """The table on a grid, or on the process's sampling grid of ``steps``.
