@@ -164,7 +164,7 @@ def test_the_curve_of_matching_terms_sums_to_the_bound(numbers):
 
 def test_an_evaluation_of_this_step_is_used_and_one_of_another_step_is_not(digits, numbers):
     kept = digits.folder / "evaluation.json"
-    quality = numbers["quality"] | {"confident": 0.125}
+    quality = numbers["quality"] | {"confident": 0.125, "guidance": 0.0}
     evaluation = {"step": digits.step, "bits_per_dim": numbers["bits_per_dim"]["held_out"] | {"total": 7.5}}
     try:
         for step, found in ((digits.step, True), (digits.step - 1, False)):

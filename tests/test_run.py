@@ -117,6 +117,14 @@ def test_evaluate_says_at_least_what_a_program_needs(run, capsys):
     assert json.loads((run.folder / "evaluation.json").read_text()) == result
 
 
+def test_the_weight_of_guidance_changes_the_samples_and_not_the_bound(run, capsys):
+    """The bound is the model's own; the judged samples are those of the weight that was asked for."""
+    plain, guided = (said(capsys, "evaluate", run.folder, "--guidance", w) for w in (0, 3))
+    assert plain["bits_per_dim"] == guided["bits_per_dim"]
+    assert guided["quality"]["guidance"] == 3
+    assert plain["quality"]["frechet"] != guided["quality"]["frechet"]
+
+
 def test_a_discrete_time_run_samples_and_measures(plain_run, capsys):
     assert plain_run.sample(2, steps=1000).shape == (2, 1, 8, 8)
     assert said(capsys, "evaluate", plain_run.folder)["bits_per_dim"]["total"] > 0

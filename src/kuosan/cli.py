@@ -125,7 +125,7 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan.run import load
 
     run = load(options.run)
-    result = run.evaluate()
+    result = run.evaluate(options.guidance)
     bits, quality = result["bits_per_dim"], result["quality"]
     lines = [
         f"{result['run']}, step {result['step']}",
@@ -141,6 +141,7 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         lines += [
             "",
             f"{'quality, by a classifier of real images':40s}{'samples':>10s}{'real':>10s}",
+            f"{'  images':40s}{quality['samples']:>10d}{real['samples']:>10d}",
             f"{'  90 % sure':40s}{quality['confident']:>10.1%}{real['confident']:>10.1%}",
             f"{'  Frechet distance in its features':40s}{quality['frechet']:>10.3f}{quality['frechet_of_real']:>10.3f}",
         ]
@@ -150,6 +151,8 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             )
         shares = "  ".join(f"{name} {share:.0%}" for name, share in quality["classes"].items())
         lines.append(f"  classes: {shares}")
+        if run.conditional:
+            lines.append(f"  guidance: {quality['guidance']:g}")
     else:
         lines += ["", f"no judge of quality: {run.why_no_judge}"]
     lines += ["", f"{result['run']}/evaluation.json"]
@@ -233,11 +236,14 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--guidance", type=float, help="classifier-free weight w: 0 none; x0(c) + w (x0(c) - x0())")
     draw.add_argument("--out", metavar="FOLDER", help="where to write them (default: RUN/samples)")
 
-    for name, function, what in (
-        ("evaluate", _evaluate, "measure a run: the held-out bound in bits per dimension, the quality of its samples"),
-        ("report", _report, "write a run's report: one HTML page that needs nothing else"),
-    ):
-        add(name, function, what).add_argument("run", metavar="RUN", help="a run's folder")
+    measure = add(
+        "evaluate", _evaluate, "measure a run: its held-out bound in bits per dimension, its samples' quality"
+    )
+    measure.add_argument("run", metavar="RUN", help="a run's folder")
+    measure.add_argument("--guidance", type=float, help="weight w for the samples (default: the recipe's)")
+
+    page = add("report", _report, "write a run's report: one HTML page that needs nothing else")
+    page.add_argument("run", metavar="RUN", help="a run's folder")
 
     shipped = add("recipes", _recipes, "list the recipes that ship, or print one")
     shipped.add_argument("name", nargs="?", help="print this one as TOML, to copy and change")

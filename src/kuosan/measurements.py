@@ -344,8 +344,9 @@ class Measurements:
     def quality(self) -> dict[str, Any] | None:
         if self.yardstick.judge is None:
             return None
-        if self.evaluation is not None and self.evaluation.get("quality"):
-            return dict(self.evaluation["quality"]) | {"from_evaluation": True}
+        evaluated = (self.evaluation or {}).get("quality")
+        if evaluated and evaluated.get("guidance") == self.run.recipe.sampling.guidance:
+            return dict(evaluated) | {"from_evaluation": True}
         found = asdict(self.yardstick.judge.quality(self.drawn, self.run.labels_for(len(self.drawn))))
         return found | {"held_out": asdict(self.yardstick.judge.reference), "from_evaluation": False}
 

@@ -363,8 +363,11 @@ class Run:
         x_0 = to_pixels(part.levels[chosen], self.levels)
         return elbo(self.denoiser, x_0.to(_device()), condition, **options)
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, guidance: float | None = None) -> dict[str, Any]:
         """The bound on held-out data and the quality of samples; written to evaluation.json.
+
+        Args:
+            guidance: of the samples; default the recipe's. The bound is the model's own, without guidance.
 
         Returns:
             A dictionary for JSON with ``bits_per_dim`` (total, standard_error, and each term) and ``quality`` (None for
@@ -385,7 +388,7 @@ class Run:
                 "draws": bound.draws,
                 "evaluations_per_example": bound.evaluations,
             },
-            "quality": self.quality(section.samples),
+            "quality": self.quality(section.samples, guidance=guidance),
         }
         (self.folder / "evaluation.json").write_text(json.dumps(result, indent=2, ensure_ascii=False), "utf-8")
         return result
@@ -396,4 +399,6 @@ class Run:
             return None
         levels = self.sample(n, progress=Progress("samples"), **settings)
         judged = dataclasses.asdict(self.judge.quality(levels, self.labels_for(n)))
+        guidance = settings.get("guidance")
+        judged["guidance"] = self.recipe.sampling.guidance if guidance is None else guidance
         return judged | {"held_out": dataclasses.asdict(self.judge.reference)}

@@ -1,0 +1,41 @@
+"""The README's Python works as it stands, in both languages."""
+
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def python_of(name: str) -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), flags=re.S)
+    return block
+
+
+def without_comments(code: str) -> list[str]:
+    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+    return [t.string for t in tokens if t.type not in (tokenize.COMMENT, tokenize.NL)]
+
+
+def test_the_example_runs(capsys):
+    """All but its last line, which wants a trained run: tests/test_run.py loads one."""
+    lines = python_of("README.md").splitlines()
+    assert "ks.load" in lines[-1]
+    names: dict = {}
+    exec("\n".join(lines[:-1]), names)
+    assert names["x"].shape == (64, 1)
+    assert names["table"].evaluations == 10
+
+
+def test_both_languages_show_the_same_example():
+    assert without_comments(python_of("README.md")) == without_comments(python_of("README.zh.md"))
+
+
+@pytest.mark.parametrize(("one", "other"), [("README.md", "README.zh.md"), ("docs/theory.md", "docs/theory.zh.md")])
+def test_both_languages_name_the_same_functions_files_and_commands(one, other):
+    """What stands in backticks is code, and code is not translated."""
+    named = [set(re.findall(r"`([^`\n]+)`", (ROOT / name).read_text("utf-8"))) for name in (one, other)]
+    assert named[0] == named[1]
