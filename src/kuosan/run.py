@@ -359,7 +359,7 @@ class Run:
         options |= settings
         if "grid" not in options:
             options.setdefault("steps", section.bound_steps)
-        condition = part.labels[chosen] if self.conditional else None
+        condition = part.labels[chosen].to(_device()) if self.conditional else None
         x_0 = to_pixels(part.levels[chosen], self.levels)
         return elbo(self.denoiser, x_0.to(_device()), condition, **options)
 

@@ -51,7 +51,7 @@ class Processes:
         """Whether it is true anywhere."""
         if self.size == 1:
             return flag
-        x = torch.tensor(float(flag))
+        x = torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
         dist.all_reduce(x, op=dist.ReduceOp.MAX)
         return bool(x)
 
@@ -63,6 +63,8 @@ def joined() -> Iterator[Processes]:
     if size == 1:
         yield Processes()
         return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes(dist.get_rank(), size)
