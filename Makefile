@@ -40,6 +40,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/recipe.py
 	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/attention.py
 
 clean:
 	rm -rf .venv runs .cache build dist

@@ -48,7 +48,6 @@ WEIGHTS = {
     "truncated_snr": (objectives.SNR(), lambda snr: np.maximum(snr, 1)),
     "min_snr": (objectives.MinSNR(5.0), lambda snr: np.minimum(snr, 5)),
     "edm": (objectives.EDMWeight(0.5), lambda snr: snr + 4),
-    "sigmoid": (objectives.Sigmoid(2.0), lambda snr: snr / (1 + np.exp(-2) * snr)),
     "eps": (objectives.Plain("eps"), lambda snr: snr),
     "x0": (objectives.Plain("x0"), np.ones_like),
 }
@@ -71,11 +70,13 @@ def test_v_weighs_snr_plus_one_where_variance_is_preserved():
 
 
 def test_sigmoid_weighs_eps_by_a_sigmoid():
-    """Kingma and Gao: sigmoid(b - log-SNR) on the error of eps, that is times SNR on x0."""
+    """Kingma and Gao: 1/2 sigmoid(b - log-SNR) on the error of eps (times SNR on x0) where log-SNR is uniform; drawing
+    t uniformly needs the rate of log-SNR beside it, here by finite differences."""
     alpha, sigma = plain(LINEAR.schedule, T)
     got = objectives.Sigmoid(2.0).log_weight(LINEAR, T).exp().numpy()
     log_snr = np.log(alpha**2 / sigma**2)
-    assert np.allclose(got / (alpha / sigma) ** 2, 1 / (1 + np.exp(log_snr - 2)), rtol=1e-9)
+    rate = (LINEAR.log_snr(T + 1e-6) - LINEAR.log_snr(T - 1e-6)).numpy() / 2e-6
+    assert np.allclose(got / (alpha / sigma) ** 2, -0.5 * rate / (1 + np.exp(log_snr - 2)), rtol=1e-6)
 
 
 def test_edm_weighs_each_noise_level_alike_for_its_network():

@@ -9,6 +9,7 @@ import torch
 from kuosan import recipe as recipes
 from kuosan.build import make_denoiser, make_objective, make_solver
 from kuosan.networks import MLP
+from kuosan.objectives import Uniform
 from kuosan.recipe import RecipeError
 from kuosan.solvers import Ancestral
 
@@ -56,6 +57,13 @@ def test_a_recipe_survives_being_written_and_read(good, tmp_path):
     assert recipes.read(tmp_path / "copy.toml") == recipe
 
 
+def test_another_kind_forgets_the_settings_of_the_one_before(good):
+    """Whatever the order of the words; a kind alone may be written as a word."""
+    recipe = recipes.read(good, ["objective.times=uniform", "objective.kind=simple"])
+    assert type(make_objective(recipe)).__name__ == "Simple"
+    assert make_objective(recipe).times == Uniform()
+
+
 def test_the_fingerprint_follows_what_training_depends_on_and_nothing_else(good):
     own = recipes.read(good).fingerprint()
     assert recipes.read(good, ["sampling.steps=3", "training.checkpoint_every=7"]).fingerprint() == own
@@ -87,6 +95,7 @@ def test_kinds_and_their_settings_become_objects(good):
         ("data.size=32", r"data: a named data set has its own size"),
         ("evaluation.variance=posterior", r'needs denoiser.predicts = "levels"'),
         ("evaluation.variance=learned", r"needs denoiser.learned_variance = true"),
+        ("sampling.guidance=1.0", r"sampling.guidance needs data.conditional"),
         ("seed=-1", r"seed: .*greater than or equal to 0"),
         ("nonsense", r"an override looks like training.steps=500, got 'nonsense'"),
         ("training.steps.x=5", r"steps is a value, not a section"),

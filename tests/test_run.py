@@ -128,9 +128,7 @@ def test_the_weight_of_guidance_changes_the_samples_and_not_the_bound(run, capsy
 def test_a_discrete_time_run_samples_and_measures(plain_run, capsys):
     assert plain_run.sample(2, steps=1000).shape == (2, 1, 8, 8)
     assert said(capsys, "evaluate", plain_run.folder)["bits_per_dim"]["total"] > 0
-    assert (
-        said(capsys, "sample", plain_run.folder, "-n", 2, "--solver", "ancestral", "variance=beta")["evaluations"] == 5
-    )
+    assert said(capsys, "sample", plain_run.folder, "-n", 2, "--solver", "ancestral variance=beta")["evaluations"] == 5
 
 
 def test_the_words_of_every_command_end_with_what_to_open(run, capsys):
@@ -153,8 +151,9 @@ def test_the_words_of_every_command_end_with_what_to_open(run, capsys):
         (["-n", "3", "--seeds", "0-1"], "count is 3, but there are 2 seeds"),
         (["--class", "eleven"], "there is no class 'eleven'; there are 0, 1, 2"),
         (["--guidance", "-2"], "a guidance weight is at least -1"),
+        (["--guidance", "nan"], "a guidance weight is at least -1"),
         (["--solver", "euler"], "sampling.solver.kind: must be one of ddim, ancestral, got 'euler'"),
-        (["--solver", "ddim", "eta=2.0"], "eta must lie in \\[0, 1\\]"),
+        (["--solver", "ddim eta=2.0"], "eta must lie in \\[0, 1\\]"),
     ],
 )
 def test_sampling_refuses_what_makes_no_sense(run, capsys, words, expected):
@@ -176,6 +175,35 @@ def test_an_unconditional_run_has_no_classes_and_no_guidance(plain_run, capsys):
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path, capsys, command):
     assert "is not a run: it has no recipe.toml" in refused(capsys, command, tmp_path)
     assert "there is no such folder" in refused(capsys, command, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_damaged_run_is_named(run, tmp_path, capsys, text):
+    shutil.copytree(run.folder, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(text)
+    assert "run.json is damaged" in refused(capsys, "sample", tmp_path / "run")
+
+
+def test_settings_may_stand_after_an_option(tmp_path, capsys):
+    words = [
+        "train",
+        "digits",
+        "--out",
+        str(tmp_path / "run"),
+        "training.steps=2",
+        "network.width=16",
+        "network.depth=1",
+    ]
+    assert main([*words, "training.sample_every=0"]) == 0
+    with pytest.raises(SystemExit):
+        main([*words, "--nonsense"])
+
+
+@pytest.mark.parametrize("seeds", ["5-3", "0-99999999999", "one"])
+def test_seeds_that_are_no_range_are_refused(run, capsys, seeds):
+    with pytest.raises(SystemExit) as refusal:
+        main(["sample", str(run.folder), "--seeds", seeds])
+    assert refusal.value.code == 2
 
 
 def test_a_run_without_a_checkpoint_says_so(run, tmp_path):

@@ -15,7 +15,8 @@ import torch
 import kuosan as ks
 from kuosan import recipe as recipes
 from kuosan.build import make_objective
-from kuosan.run import RunError, train
+from kuosan.recipe import RecipeError
+from kuosan.run import RunError, read_data, train
 from kuosan.training.batches import indices
 from kuosan.training.ema import EMA
 from kuosan.training.loop import TrainingError, learning_rate
@@ -262,6 +263,43 @@ def test_a_folder_with_another_recipes_run_is_refused(tiny, tmp_path):
     (tmp_path / "other" / "thesis.txt").write_text("not a run")
     with pytest.raises(RunError, match="not empty and not a run"):
         train(recipes.read(tiny), tmp_path / "other")
+
+
+def test_a_mistake_in_a_recipe_does_not_spoil_its_folder(tiny, tmp_path):
+    """Nothing is written before everything that training, sampling and measuring will need has been made once."""
+    for mistake in ("objective.kind=best", "sampling.solver.kind=best", "process.kind=[1]"):
+        with pytest.raises(RecipeError, match="kind: must be one of"):
+            train(recipes.read(tiny, [mistake]), tmp_path / "run")
+    train(recipes.read(tiny, ["training.steps=2"]), tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_with_other_data(tiny, tmp_path, monkeypatch):
+    """One pixel of one training image is another; what the folder says of itself stays as it was."""
+    recipe = recipes.read(tiny, ["training.steps=2"])
+    train(recipe, tmp_path / "run", "first")
+    before = (tmp_path / "run" / "run.json").read_text()
+    data = read_data(recipe)
+    data.train.levels[7, 0, 3, 3] += 1
+    monkeypatch.setattr("kuosan.run.read_data", lambda recipe: data)
+    with pytest.raises(RunError, match="trained on other data"):
+        train(recipe, tmp_path / "run", "second")
+    assert (tmp_path / "run" / "run.json").read_text() == before
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_the_weights(tiny, tmp_path, monkeypatch):
+    """The square root of 0 has a finite value and an infinite slope."""
+    recipe = recipes.read(tiny, ["training.checkpoint_every=1"])
+    objective = make_objective(recipe)
+
+    def steep(denoiser, x_0, condition=None, **draws):
+        first = next(denoiser.network.parameters())
+        return objective(denoiser, x_0, condition, **draws) + (0 * first).square().sum().sqrt()
+
+    steep.times = objective.times
+    monkeypatch.setattr("kuosan.run.make_objective", lambda recipe: steep)
+    with pytest.raises(TrainingError, match="gradient is not finite at step 0"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_batch_that_two_processes_cannot_share_evenly_is_refused():

@@ -89,9 +89,13 @@ def make(kinds: Mapping[str, Callable], table: Mapping[str, Any], where: str, **
     Raises:
         RecipeError: no kind or an unknown one, an unknown key, a wrong type, a value that the class refuses.
     """
+    if isinstance(table, str):  # a kind without settings
+        table = {"kind": table}
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{where}: must be a table with a kind, got {table!r}")
     table = dict(table)
     kind = table.pop("kind", None)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise RecipeError(f"{where}.kind: must be one of {', '.join(kinds)}, got {kind!r}")
     maker = kinds[kind]
     known = settings(maker, tuple(given))
@@ -125,11 +129,13 @@ def describe_kinds() -> str:
         lines.append(f"{where}.kind, and the settings of each:")
         for kind, maker in kinds.items():
             known = [
-                f"{name}={'...' if parameter.default is inspect.Parameter.empty else parameter.default}"
+                f"{name}={{kind=...}}"
+                if name in NESTED
+                else f"{name}={'...' if parameter.default is inspect.Parameter.empty else parameter.default}"
                 for name, parameter in settings(maker, FROM_DATA).items()
                 if name in NESTED or _is_scalar(parameter.annotation)
             ]
-            lines.append(f"  {kind:18} {', '.join(part for part in known if not part.startswith(tuple(NESTED)))}")
+            lines.append(f"  {kind:18} {', '.join(known)}")
     return "\n".join(lines)
 
 

@@ -12,16 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from kuosan import __version__
+from kuosan.plain import plain
 
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it did what was asked, 2 for bad input, 1 for a failure, 130 when interrupted."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
     if not hasattr(options, "command"):
-        _parser().print_help()
+        parser.print_help()
         return 0
+    if rest and not (options.command is _train and all("=" in one and not one.startswith("-") for one in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # settings after an option
+        options.override += rest
     try:
         result, words = options.command(options)
     except KeyboardInterrupt:
@@ -32,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.environ.get("RANK", "0") != "0":  # under torchrun, one process speaks
         return 0
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(json.dumps(plain(result), ensure_ascii=False))
     else:
         print(words)
     return 0
@@ -44,7 +50,7 @@ def _explain(error: Exception) -> int:
     if kind == "Interrupted":
         print(f"\n{error}", file=sys.stderr)
         return INTERRUPTED
-    bad_input = isinstance(error, ValueError | FileNotFoundError | NotADirectoryError)
+    bad_input = isinstance(error, ValueError | OSError)
     if not bad_input and kind not in ("TrainingError", "CheckpointError", "FetchError"):
         raise error
     print(f"kuosan: {error}", file=sys.stderr)
@@ -72,9 +78,12 @@ def _numbers(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         try:
-            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+            span = range(int(first), int(last if dash else first) + 1)
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected numbers like 0-15,20, got {text!r}") from None
+        if not span or span[-1] - span[0] >= 10**7:
+            raise argparse.ArgumentTypeError(f"{part.strip()!r} is not a range of 1 to ten million numbers")
+        numbers += span
     return numbers
 
 
@@ -94,7 +103,7 @@ def _sample(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
         asked = [run.class_of(name) for name in options.classes.split(",")]
         labels = torch.tensor([asked[i % len(asked)] for i in range(len(seeds))])
-    solver = make_solver(as_table(options.solver)) if options.solver else None
+    solver = make_solver(as_table(shlex.split(options.solver))) if options.solver else None
     settings = {"solver": solver, "steps": options.steps, "guidance": options.guidance}
     levels = run.sample(count, seeds=seeds, labels=labels, progress=Progress("samples"), **settings)
     labels = run.labels_for(len(seeds)) if labels is None else labels
@@ -229,9 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("-n", "--count", type=int, help="how many (default 16)")
     draw.add_argument("--seeds", type=_numbers, help="one for each sample, like 0-15,20 (default 0, 1, 2, ...)")
     draw.add_argument("--class", dest="classes", metavar="NAMES", help="classes asked for, in turn, like 3 or 0,1,2")
-    draw.add_argument(
-        "--solver", nargs="+", metavar=("KIND", "KEY=VALUE"), help="ddim eta=0.5, ancestral temperature=1"
-    )
+    draw.add_argument("--solver", metavar="WORDS", help='such as "ddim eta=0.5" or "ancestral temperature=1"')
     draw.add_argument("--steps", type=int, help="network evaluations for each sample")
     draw.add_argument("--guidance", type=float, help="classifier-free weight w: 0 none; x0(c) + w (x0(c) - x0())")
     draw.add_argument("--out", metavar="FOLDER", help="where to write them (default: RUN/samples)")

@@ -259,5 +259,5 @@ def elbo(
                 if progress is not None:
                     progress(done, len(visits[0]))
     prior = per_example(process.marginal(x_0.double(), times[-1]).kl(process.prior(times[-1]))).cpu()
-    evaluations = draws * (1 + (len(matching) if terms == "all" else 1))
+    evaluations = draws * (1 + (len(matching) if terms == "all" else min(1, len(matching))))
     return Bound(reconstruction, prior, matching, times, dimensions, draws, evaluations, denoiser.levels is not None)

@@ -225,13 +225,14 @@ class EDMWeight:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """SNR sigmoid(bias - log-SNR), that is sigmoid(bias - log-SNR) on eps (Kingma and Gao 2023, arXiv 2303.00848)."""
+    """-1/2 d log-SNR/dt SNR sigmoid(bias - log-SNR) (Kingma and Gao 2023, arXiv 2303.00848): on eps, sigmoid(bias -
+    log-SNR) for log-SNR uniform, whence the rate where it is t that is uniform."""
 
     bias: float = 2.0
 
     def log_weight(self, process, t):
         snr = process.log_snr(t)
-        return snr + logsigmoid(self.bias - snr)
+        return snr + logsigmoid(self.bias - snr) + torch.log(-0.5 * process.schedule.log_snr_rate(t))
 
 
 @dataclass(frozen=True)

@@ -132,11 +132,13 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
-    def _variance_is_known(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
         if self.evaluation.variance == "posterior" and self.denoiser.predicts != "levels":
             raise ValueError('evaluation.variance = "posterior" needs denoiser.predicts = "levels"')
         if self.evaluation.variance == "learned" and not self.denoiser.learned_variance:
             raise ValueError('evaluation.variance = "learned" needs denoiser.learned_variance = true')
+        if self.sampling.guidance != 0 and not self.data.conditional:
+            raise ValueError("sampling.guidance needs data.conditional = true: there is nothing to guide towards")
         return self
 
     def fingerprint(self) -> str:
@@ -177,6 +179,8 @@ def _override(table: dict[str, Any], override: str) -> None:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise RecipeError(f"{override!r}: {section} is a value, not a section")
+    if last == "kind" and table.get("kind") != value:
+        table.clear()  # another kind has other settings
     table[last] = value
 
 
@@ -234,7 +238,7 @@ def read(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"{path}: there is no such file")
     table = _parse(path)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda one: ".kind=" not in one):  # kinds first: they clear their table
         _override(table, override)
     try:
         return Recipe.model_validate(table)

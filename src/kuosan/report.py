@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kuosan import figures
 from kuosan.measurements import Measurements
+from kuosan.plain import plain
 from kuosan.progress import duration
 from kuosan.run import Run
 
@@ -40,7 +38,7 @@ def write_report(run: Run, budget: float = 90.0) -> Path:
     begun = time.monotonic()
     numbers, pictures = Measurements(run, budget).everything()
     numbers["provenance"]["report_seconds"] = round(time.monotonic() - begun, 1)
-    numbers = _plain(numbers)
+    numbers = plain(numbers)
     (run.folder / "report.json").write_text(json.dumps(numbers, indent=2, ensure_ascii=False), "utf-8")
     template = environment.from_string((resources.files("kuosan") / "report.html").read_text("utf-8"))
     page = template.render(r=numbers, p=pictures, recipe=run.recipe.to_toml(), number=figures.marked(numbers))
@@ -58,14 +56,3 @@ def _environment() -> Any:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, lstrip_blocks=True)
     environment.filters["duration"] = duration
     return environment
-
-
-def _plain(value: Any) -> Any:
-    """The same for JSON: no tuples, arrays or numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(one) for one in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value

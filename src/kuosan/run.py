@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +25,7 @@ from kuosan.image.data import Examples, ImageData, to_levels, to_pixels
 from kuosan.image.judge import Judge
 from kuosan.image.pictures import good_scale, save_png, sheet
 from kuosan.likelihood import Bound, elbo
+from kuosan.plain import plain
 from kuosan.process import Grid
 from kuosan.progress import Progress
 from kuosan.recipe import Recipe, RecipeError
@@ -89,16 +91,21 @@ def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run
         Interrupted: stopped by the user, state saved.
     """
     folder = Path(folder)
+    recipe = _with_whole_path(recipe)
     with joined() as processes:
         data = read_data(recipe)
         torch.manual_seed(stream("weights", recipe.seed).initial_seed())
         denoiser = make_denoiser(recipe, data.shape, data.level_count, len(data.classes or ()))
-        if processes.first:
-            _begin(folder, recipe, _info(recipe, data, denoiser, processes, command))
+        objective = make_objective(recipe)
+        # what sampling and measuring will need is refused now, not after training
+        make_solver(recipe.sampling.solver).table(denoiser.process, steps=recipe.sampling.steps)
+        denoiser.process.grid(recipe.evaluation.bound_steps)
         run = Run(folder, recipe, _info(recipe, data, denoiser, processes, command))
+        if processes.first:
+            _begin(run)
         trainer = Trainer(
             denoiser=denoiser,
-            objective=make_objective(recipe),
+            objective=objective,
             source=_Source(data.train, data.level_count, recipe.data.conditional),
             settings=recipe.training,
             seed=recipe.seed,
@@ -126,6 +133,7 @@ def _info(
             "licence": data.licence,
             "source": data.source,
             "notes": list(data.notes),
+            "sha256": _data_hash(data),
         },
         "parameters": sum(p.numel() for p in denoiser.network.parameters()),
         "seed": recipe.seed,
@@ -136,16 +144,44 @@ def _info(
     }
 
 
-def _begin(folder: Path, recipe: Recipe, info: Mapping[str, Any]) -> None:
-    kept = folder / "recipe.toml"
-    if kept.exists():
-        if recipes.read(kept).fingerprint() != recipe.fingerprint():
+def _begin(run: Run) -> None:
+    """Write what the run is; a folder that already holds training of this recipe on this data keeps what it has."""
+    folder = run.folder
+    if run.store.steps():
+        before = load(folder)
+        if before.recipe.fingerprint() != run.recipe.fingerprint():
             raise RunError(f"{folder} holds the run of another recipe; choose another --out, or delete that folder")
-    elif folder.exists() and any(folder.iterdir()):
+        if before.info["data"]["sha256"] != run.info["data"]["sha256"]:
+            raise RunError(f"{folder} was trained on other data: what it reads has changed since; choose another --out")
+        return
+    if folder.exists() and any(folder.iterdir()) and not (folder / "recipe.toml").exists():
         raise RunError(f"{folder} is not empty and not a run; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    kept.write_text(recipe.to_toml(), "utf-8")
-    (folder / "run.json").write_text(json.dumps(info, indent=2, ensure_ascii=False), "utf-8")
+    _write(folder / "recipe.toml", run.recipe.to_toml())
+    _write(folder / "run.json", json.dumps(run.info, indent=2, ensure_ascii=False))
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or nothing of it."""
+    aside = path.with_suffix(".new")
+    aside.write_text(text, "utf-8")
+    aside.replace(path)
+
+
+def _with_whole_path(recipe: Recipe) -> Recipe:
+    """The recipe with its folder of data as a path that is right from anywhere."""
+    if recipe.data.folder is None:
+        return recipe
+    whole = str(Path(recipe.data.folder).expanduser().resolve())
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": whole})})
+
+
+def _data_hash(data: ImageData) -> str:
+    digest = hashlib.sha256(repr((data.level_count, data.classes)).encode())
+    for part in (data.train, data.held_out):
+        for tensor in (part.levels, part.labels):
+            digest.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load(folder: str | Path) -> Run:
@@ -159,7 +195,14 @@ def load(folder: str | Path) -> Run:
         if not (folder / name).is_file():
             what = "there is no such folder" if not folder.is_dir() else f"it has no {name}"
             raise RunError(f"{folder} is not a run: {what}. `kuosan train` makes one")
-    return Run(folder, recipes.read(folder / "recipe.toml"), json.loads((folder / "run.json").read_text("utf-8")))
+    try:
+        info = json.loads((folder / "run.json").read_text("utf-8"))
+        missing = {"shape", "levels", "classes", "data", "parameters", "seed", "versions"} - info.keys()
+    except (ValueError, AttributeError) as error:
+        raise RunError(f"{folder / 'run.json'} is damaged: {error}") from None
+    if missing:
+        raise RunError(f"{folder / 'run.json'} is damaged: it lacks {', '.join(sorted(missing))}")
+    return Run(folder, recipes.read(folder / "recipe.toml"), info)
 
 
 class Run:
@@ -373,6 +416,7 @@ class Run:
             A dictionary for JSON with ``bits_per_dim`` (total, standard_error, and each term) and ``quality`` (None for
             data without classes).
         """
+        self.model(guidance)  # says now what is wrong with the weight, not after the bound
         section, bound = self.recipe.evaluation, self.bound(progress=Progress("bound: evaluation"))
         result: dict[str, Any] = {
             "run": str(self.folder),
@@ -390,7 +434,8 @@ class Run:
             },
             "quality": self.quality(section.samples, guidance=guidance),
         }
-        (self.folder / "evaluation.json").write_text(json.dumps(result, indent=2, ensure_ascii=False), "utf-8")
+        result = plain(result)
+        _write(self.folder / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False))
         return result
 
     def quality(self, n: int, **settings: Any) -> Mapping[str, Any] | None:

@@ -156,6 +156,8 @@ class Schedule(ABC):
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
+        if steps > 10**6:
+            raise ValueError(f"steps must be at most a million, got {steps}")
         return torch.linspace(1.0, max(last or 0.0, self.t_min), steps, dtype=torch.float64)
 
 

@@ -49,4 +49,6 @@ class ClassifierFree(nn.Module):
             torch.cat([condition, torch.full_like(condition, -1)]),  # -1 is "no class" to every network here
         )
         given, free = both.x0.chunk(2)
-        return Prediction(self.process, t, x_t, "x0", given + self.weight * (given - free))
+        own = both.variance_fraction  # of the conditional half: guidance moves the mean only
+        fraction = None if own is None else own.chunk(2)[0]
+        return Prediction(self.process, t, x_t, "x0", given + self.weight * (given - free), fraction)

@@ -130,7 +130,7 @@ class Trainer:
         """Train to the last step, from the newest checkpoint if there is one.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss or its gradient is not finite.
             Interrupted: Ctrl-C or a request to stop; the state is saved.
         """
         checkpoint = self.store.load()
@@ -211,9 +211,14 @@ class Trainer:
         mean = float((every * whole.weight.to(every)).mean())
         if not math.isfinite(mean):
             raise TrainingError(self._not_finite(every, whole))
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip or math.inf)
+        if not bool(torch.isfinite(norm)):
+            raise TrainingError(
+                f"the gradient is not finite at step {self.step}, though the loss is ({mean:.4g}). Nothing of this "
+                "step was kept. Try a lower training.learning_rate or training.precision = float32; look for a square "
+                "root or a division at 0 in the network"
+            )
         self.objective.times.update(whole.t, every)
-        if settings.clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         self.optimizer.step()
         self.ema.update(self.network, self.step)
         return mean
