@@ -119,7 +119,7 @@ def _sample(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     scale = good_scale(run.shape)
     files = []
     for i, (seed, one) in enumerate(zip(seeds, levels, strict=True)):
-        named = {} if labels is None else {"class": run.classes[int(labels[i])]}  # type: ignore[index]
+        named = {"class": run.classes[int(labels[i])]} if run.classes and labels is not None else {}
         path = folder / f"seed-{seed:06d}{'-' + named['class'] if named else ''}.png"
         save_png(to_image(one, run.levels), path, how | {"seed": seed} | named)
         files.append({"file": str(path), "seed": seed} | named)

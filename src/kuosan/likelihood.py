@@ -231,7 +231,9 @@ def elbo(
     if condition is not None and len(condition) != len(x_0):
         raise ValueError(f"one condition for each example expected: {len(x_0)} examples, {len(condition)} conditions")
     process = denoiser.process
-    grid = grid if grid is not None else process.grid(steps)  # type: ignore[arg-type]
+    if grid is None:
+        assert steps is not None
+        grid = process.grid(steps)
     times = torch.tensor(grid.times[::-1], dtype=torch.float64)  # increasing
     n, dimensions = len(x_0), x_0[0].numel()
     generator = stream("bound", seed)

@@ -32,7 +32,7 @@ class Embedding(nn.Module):
         width: size of the vector.
         classes: number of classes; 0 for none. A class of -1, or no condition at all, means "any".
         features: sine and cosine pairs, of wavelengths 4 down to 1/16 in geometric steps: fine enough for times in
-            [0, 1], long enough for EDM's labels. (Down to 1/64, a net learns slower and errs at levels seldom seen.)
+            [0, 1], long enough for EDM's labels.
     """
 
     def __init__(self, width: int, classes: int = 0, features: int = 32):

@@ -142,5 +142,7 @@ class Solver(ABC):
         """
         if (grid is None) == (steps is None):
             raise ValueError("give either a grid or steps=")
-        grid = grid if grid is not None else process.sampling_grid(steps)  # type: ignore[arg-type]
+        if grid is None:
+            assert steps is not None
+            grid = process.sampling_grid(steps)
         return Table(grid.times, tuple(self.rows(process, grid)), self.form)
