@@ -99,6 +99,7 @@ def test_the_losses_have_the_stated_ratio(schedule, t):
         "score": snr / sigma**2,
         "v": (sigma + alpha**2 / sigma) ** 2,
         "velocity": (d_alpha - d_sigma * alpha / sigma) ** 2,
+        "flow": (1 + alpha / sigma) ** 2,
     }
     if schedule.convention == "vp":
         assert formula["v"] == pytest.approx(snr + 1, rel=1e-9)
@@ -135,7 +136,7 @@ def test_an_x0_can_be_replaced():
 
 
 def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="one of x0, eps, score, v, velocity, got 'noise'"):
+    with pytest.raises(ValueError, match="one of x0, eps, score, v, flow, velocity, got 'noise'"):
         Prediction(Process(ALL_SCHEDULES["cosine"]), 0.5, X_0, "noise", X_0)
 
 
@@ -262,7 +263,7 @@ def test_edm_of_the_best_linear_denoiser_of_white_data_is_a_network_of_zeros(sch
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"predicts": "noise"}, "predicts must be one of x0, eps, score, v, velocity or levels, got 'noise'"),
+        ({"predicts": "noise"}, "predicts must be one of x0, eps, score, v, flow, velocity or levels, got 'noise'"),
         ({"predicts": "eps", "preconditioning": EDM()}, 'use predicts="x0"'),
         ({"predicts": "levels"}, "pass levels="),
         ({"predicts": "levels", "levels": 1}, "at least 2 levels, got 1"),

@@ -219,20 +219,19 @@ def test_a_learned_variance_needs_a_network_that_says_it(ring):
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 DEEP = Table(
-    times=(0.9, 0.7, 0.5, 0.3, 0.1),
-    rows=(
-        Row(x=0.9, m=0.2, z=0.3),
-        Row(x=(0.8, -0.1), m=(0.3, 0.1), z=(0.2, 0.05)),
-        Row(x=0.7, m=(0.0, 0.0, 0.4), z=(0.1, 0.0, -0.3)),
-        Row(x=(0.0, 0.6), m=0.5),
-        Row(x=(0.1, 0.0, 0.0, 0.2, 0.3), m=(0.5, 0.1, 0.0, 0.0, -0.2)),
+    (
+        Row(0.9, x=0.9, m=0.2, z=0.3),
+        Row(0.7, x=(0.8, -0.1), m=(0.3, 0.1), z=(0.2, 0.05)),
+        Row(0.5, x=0.7, m=(0.0, 0.0, 0.4), z=(0.1, 0.0, -0.3)),
+        Row(0.3, x=(0.0, 0.6), m=0.5),
+        Row(0.1, x=(0.1, 0.0, 0.0, 0.2, 0.3), m=(0.5, 0.1, 0.0, 0.0, -0.2)),
     ),
 )
 GAPPED = Table(  # z_0 is used by the second row alone, and z_1 by no row
-    times=(0.9, 0.5, 0.1), rows=(Row(x=0.9, m=0.1), Row(x=0.8, m=0.2, z=(0.0, 0.5)), Row(x=0.7, m=0.3, z=0.2))
+    (Row(0.9, x=0.9, m=0.1), Row(0.5, x=0.8, m=0.2, z=(0.0, 0.5)), Row(0.1, x=0.7, m=0.3, z=0.2))
 )
 RESUMED = Table(  # noise, then none, then a row that reaches back over the gap
-    times=(0.9, 0.5, 0.1), rows=(Row(x=0.9, m=0.1, z=0.4), Row(x=0.8, m=0.2), Row(x=0.7, m=0.3, z=(0.2, 0.0, 0.6)))
+    (Row(0.9, x=0.9, m=0.1, z=0.4), Row(0.5, x=0.8, m=0.2), Row(0.1, x=0.7, m=0.3, z=(0.2, 0.0, 0.6)))
 )
 
 
@@ -249,7 +248,7 @@ RESUMED = Table(  # noise, then none, then a row that reaches back over the gap
 @pytest.mark.parametrize("form", ["x0", "eps"])
 def test_the_dense_table_is_what_the_executor_does(table, form):
     """X_{i+1} = a_i X_0 + sum B_ij m_j + sum C_ij z_j, with the outputs and noises of a run."""
-    table = Table(table.times, table.rows, form)
+    table = Table(table.rows, form)
     model, (draw, z) = Linear(LINEAR), noises((3, 2))
     x_init = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     states = []
@@ -311,7 +310,7 @@ def test_a_run_keeps_only_the_history_that_it_needs():
 
 
 def test_a_row_reads_back_as_it_was_written():
-    assert Row(x=0.5, m=(0.1, 0.0, 0.3, 0.0), z=0.0).history() == ((0.5,), (0.1, 0.0, 0.3), ())
+    assert Row(0.7, x=0.5, m=(0.1, 0.0, 0.3, 0.0), z=0.0).history() == ((0.5,), (0.1, 0.0, 0.3), ())
 
 
 def test_a_table_counts_its_evaluations():
@@ -533,18 +532,18 @@ def test_sampling_that_cannot_be_says_why(options, words, ring):
         (lambda: Ancestral(temperature=-1.0), "temperature must be at least 0"),
         (lambda: Ancestral(temperature=float("nan")), "temperature must be at least 0"),
         (lambda: Ancestral(temperature=float("inf")).table(DDPM, steps=3), "finite"),
-        (lambda: Table((0.5,), (Row(x=1.0),), "noise"), "form must be one of x0, eps"),
-        (lambda: Table((), ()), "one row for each time"),
-        (lambda: Table((0.5, 0.1), (Row(x=1.0),)), "got 1 rows, 2 times"),
-        (lambda: Table((0.5,), (Row(x=(1.0, 0.5)),)), "row 0 reaches 2 evaluations back, but only 1"),
-        (lambda: Table((0.5, 0.1), (Row(x=1.0), Row(m=(0.1, 0.1, 0.1)))), "row 1 reaches 3"),
-        (lambda: Table((0.5,), (Row(x=float("nan")),)), "row 0 holds a coefficient that is not finite"),
-        (lambda: Table((0.5,), (Row(m=float("inf")),)), "row 0 holds a coefficient that is not finite"),
+        (lambda: Table((Row(0.5, x=1.0),), "noise"), "form must be one of x0, eps"),
+        (lambda: Table(()), "at least one row"),
+        (lambda: Table((Row(1.5, x=1.0),)), "row 0 evaluates at time 1.5"),
+        (lambda: Table((Row(0.5, x=(1.0, 0.5)),)), "row 0 reaches 2 evaluations back, but only 1"),
+        (lambda: Table((Row(0.5, x=1.0), Row(0.1, m=(0.1, 0.1, 0.1)))), "row 1 reaches 3"),
+        (lambda: Table((Row(0.5, x=float("nan")),)), "row 0 holds a coefficient that is not finite"),
+        (lambda: Table((Row(0.5, m=float("inf")),)), "row 0 holds a coefficient that is not finite"),
         (
-            lambda: Table((0.5,), (Row(x=1.0, z=0.1, z_upper=float("nan")),)),
+            lambda: Table((Row(0.5, x=1.0, z=0.1, z_upper=float("nan")),)),
             "row 0 holds a coefficient that is not finite",
         ),
-        (lambda: Table((0.5,), (Row(x=1.0, z=0.0, z_upper=0.2),)), "z_upper"),
+        (lambda: Table((Row(0.5, x=1.0, z=0.0, z_upper=0.2),)), "z_upper"),
     ],
 )
 def test_a_table_that_cannot_be_says_why(make, words):

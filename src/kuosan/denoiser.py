@@ -111,15 +111,19 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Time, condition: object = None) -> Prediction:
         """Raises ValueError if t is not of shape () or (B,), or the network's output has the wrong shape."""
-        t = float64(t)
-        expand(t, x_t)  # says what is wrong with a t of another shape
+        if isinstance(t, Tensor):
+            t = float64(t)
+            expand(t, x_t)  # says what is wrong with a t of another shape
         if self.preconditioning is None:
             scaled, label = x_t, t
         else:
-            skip, out, scale, label = self.preconditioning.coefficients(self.process, t)
+            skip, out, scale, label = self.process.at(self.preconditioning.coefficients, t)
             scaled = expand(scale, x_t) * x_t
         dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x_t.dtype)
-        label = label.to(device=x_t.device, dtype=dtype).expand(x_t.shape[0])
+        if isinstance(label, Tensor):
+            label = label.to(device=x_t.device, dtype=dtype).expand(x_t.shape[0])
+        else:
+            label = torch.full((x_t.shape[0],), label, device=x_t.device, dtype=dtype)
         output = self.network(scaled.to(dtype), label, condition).to(x_t.dtype)
         if self.predicts == "levels":
             return self._levels(x_t, t, output)
@@ -138,9 +142,9 @@ class Denoiser(nn.Module):
         self._check(logits, (*x_t.shape, self.levels))
         values = self.level_values.to(x_t)
         # log N(x_t; alpha level, sigma^2) up to what is the same for all levels
-        alpha, sigma = self.process.scales(t)
-        gap = x_t.unsqueeze(-1) - expand(alpha, x_t).unsqueeze(-1) * values
-        evidence = -0.5 * (gap / expand(sigma, x_t).unsqueeze(-1)) ** 2
+        alpha, sigma = self.process.at(Process.scales, t)
+        wide = x_t.unsqueeze(-1)
+        evidence = -0.5 * ((wide - expand(alpha, wide) * values) / expand(sigma, wide)) ** 2
         log_levels = torch.log_softmax(logits + evidence, dim=-1)
         x_0 = (log_levels.exp() * values).sum(-1)
         return Prediction(self.process, t, x_t, "x0", x_0, None, log_levels, values)

@@ -193,7 +193,7 @@ class Measurements:
         labels = run.labels_for(1)
         x_init = (model.process.prior(table.times[0]).std.float() * noise.draw()).to(device)
         condition = None if labels is None else labels.to(device)
-        end = execute(table, model, x_init, noise.draw, condition, run.transform, watch)[0].cpu()
+        end = execute(table, model, x_init, noise.draw, condition, transform=run.transform, watch=watch)[0].cpu()
         last = figures.shades(to_pixels(to_levels(end, run.levels), run.levels))
         seen.append((0.0, last, last))
         shown = [seen[i] for i in np.unique(np.linspace(0, len(seen) - 1, 10).round().astype(int))]

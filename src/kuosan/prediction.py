@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ FORMS: dict[str, Callable[[Process, Time], tuple[Tensor, Tensor]]] = {
     "eps": _constant(0.0, 1.0),
     "score": _score,  # the gradient of log q(x_t): -eps / sigma (Tweedie; Vincent 2011)
     "v": _v,  # alpha eps - sigma x0 (Salimans and Ho 2022, arXiv 2202.00512)
+    "flow": _constant(-1.0, 1.0),  # eps - x0: the velocity of the straight line, under whichever schedule
     "velocity": _velocity,  # dx_t/dt along the probability-flow ODE (Lipman et al. 2023, arXiv 2210.02747)
 }
 
@@ -45,6 +46,20 @@ def target(form: str, process: Process, t: Time, x_0: Tensor, eps: Tensor) -> Te
     """What a network that predicts ``form`` should have said at x_t = alpha_t x_0 + sigma_t eps."""
     a, b = FORMS[form](process, t)
     return expand(a, x_0) * x_0 + expand(b, x_0) * eps
+
+
+@cache
+def conversion(given: str, wanted: str) -> Callable[[Process, Time], tuple[Tensor, Tensor]]:
+    """The function of (process, t) whose (p, q) make wanted = p x_t + q given: the solution of the two equations."""
+
+    def coefficients(process: Process, t: Time) -> tuple[Tensor, Tensor]:
+        alpha, sigma = process.scales(t)
+        a, b = FORMS[given](process, t)
+        c, d = FORMS[wanted](process, t)
+        det = alpha * b - sigma * a
+        return (c * b - d * a) / det, (alpha * d - sigma * c) / det
+
+    return coefficients
 
 
 def log_gain(form: str, process: Process, t: Time) -> Tensor:
@@ -65,7 +80,7 @@ class Prediction:
         process: the forward process.
         t: time of shape () or (B,).
         x_t: the noisy input, (B, ...).
-        form: "x0", "eps", "score", "v" or "velocity".
+        form: "x0", "eps", "score", "v", "velocity" or "flow".
         value: the network's output in that form, of x_t's shape.
         variance_fraction: where the reverse variance lies between beta-tilde (0) and beta (1) on a log scale, of
             x_t's shape; None for a network that does not say.
@@ -87,30 +102,20 @@ class Prediction:
         if self.form not in FORMS:
             raise ValueError(f"a prediction is one of {', '.join(FORMS)}, got {self.form!r}")
 
-    @cached_property
-    def _pair(self) -> tuple[Tensor, Tensor]:
-        """(x0, eps) that solve x_t = alpha x0 + sigma eps and value = a x0 + b eps."""
-        alpha, sigma = self.process.scales(self.t)
-        a, b = FORMS[self.form](self.process, self.t)
-        det = alpha * b - sigma * a
-        x_t, value = self.x_t, self.value
-        x_0 = value if self.form == "x0" else expand(b / det, x_t) * x_t - expand(sigma / det, x_t) * value
-        eps = value if self.form == "eps" else expand(alpha / det, x_t) * value - expand(a / det, x_t) * x_t
-        return x_0, eps
-
-    @property
-    def x0(self) -> Tensor:
-        return self._pair[0]
-
-    @property
-    def eps(self) -> Tensor:
-        return self._pair[1]
-
     def read(self, form: str) -> Tensor:
         """The prediction in the named form; the value itself, untouched, if it came in that form."""
         if form == self.form:
             return self.value
-        return target(form, self.process, self.t, self.x0, self.eps)
+        p, q = self.process.at(conversion(self.form, form), self.t)
+        return expand(p, self.x_t) * self.x_t + expand(q, self.x_t) * self.value
+
+    @cached_property
+    def x0(self) -> Tensor:
+        return self.read("x0")
+
+    @cached_property
+    def eps(self) -> Tensor:
+        return self.read("eps")
 
     @property
     def score(self) -> Tensor:
@@ -123,6 +128,10 @@ class Prediction:
     @property
     def velocity(self) -> Tensor:
         return self.read("velocity")
+
+    @property
+    def flow(self) -> Tensor:
+        return self.read("flow")
 
     @property
     def x0_variance(self) -> Tensor:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kuosan.gaussian import Gaussian
 from kuosan.schedules import CONVENTIONS, EARLIEST, Schedule, Time, float64
 
 
-def expand(coefficient: Tensor | float, x: Tensor) -> Tensor:
-    """A coefficient of shape () or (B,) as a tensor of x's dtype and device that multiplies x of shape (B, ...).
+def expand(coefficient: Tensor | float, x: Tensor) -> Any:
+    """A coefficient of shape () or (B,) in a shape, dtype and device that multiplies x (B, ...); a number is left as it is.
 
     Raises:
         ValueError: the coefficient is per sample and there are not as many samples.
     """
-    coefficient = torch.as_tensor(coefficient).to(device=x.device, dtype=x.dtype)
+    if not isinstance(coefficient, Tensor):
+        return coefficient
+    coefficient = coefficient.to(device=x.device, dtype=x.dtype)
     if coefficient.ndim == 0:
         return coefficient
     if coefficient.ndim != 1 or x.ndim == 0 or coefficient.shape[0] not in (1, x.shape[0]):
@@ -75,6 +78,22 @@ class Process:
     """
 
     schedule: Schedule
+    _known: dict[Any, tuple[float, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def at(self, function: Callable[[Process, Time], tuple[Tensor, ...]], t: Time) -> tuple[Any, ...]:
+        """``function(self, t)``; for a t that is a number, as numbers, computed once: samplers ask the same over and over.
+
+        Args:
+            function: something that stays, such as ``Process.scales``: it is the key under which the numbers are kept.
+        """
+        if isinstance(t, Tensor) or isinstance(self.schedule, nn.Module):  # a learned schedule may have moved on
+            return function(self, t)
+        key = (function, t)
+        if key not in self._known:
+            if len(self._known) >= 100_000:
+                self._known.clear()
+            self._known[key] = tuple(float(c) for c in function(self, t))
+        return self._known[key]
 
     def log_snr(self, t: Time) -> Tensor:
         return self.schedule.log_snr(t)

@@ -37,11 +37,11 @@ class Ancestral(Solver):
         for t, s in grid.pairs():
             c_x, c_0, beta_tilde = (float(c) for c in process.posterior_coefficients(t, s))
             if s == 0:
-                yield Row(x=c_x, m=c_0)
+                yield Row(t, x=c_x, m=c_0)
                 continue
             low = self.temperature * math.sqrt(beta_tilde)
             high = self.temperature * math.sqrt(float(process.step_coefficients(t, s)[1]))
             if self.variance == "learned":
-                yield Row(x=c_x, m=c_0, z=low, z_upper=high if self.temperature else None)
+                yield Row(t, x=c_x, m=c_0, z=low, z_upper=high if self.temperature else None)
             else:
-                yield Row(x=c_x, m=c_0, z=low if self.variance == "beta_tilde" else high)
+                yield Row(t, x=c_x, m=c_0, z=low if self.variance == "beta_tilde" else high)

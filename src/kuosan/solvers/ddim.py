@@ -35,4 +35,4 @@ class DDIM(Solver):
             alpha_s, sigma_s = (float(c) for c in process.scales(s))
             tau = float(process.noise_fraction(t, s))
             keep = sigma_s / sigma_t * math.sqrt(1 - self.eta**2 * tau)
-            yield Row(x=keep, m=alpha_s - alpha_t * keep, z=sigma_s * self.eta * math.sqrt(tau))
+            yield Row(t, x=keep, m=alpha_s - alpha_t * keep, z=sigma_s * self.eta * math.sqrt(tau))

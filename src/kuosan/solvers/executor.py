@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -45,18 +46,30 @@ class Noise:
         return torch.stack([torch.randn(self._shape, generator=g, dtype=self._dtype) for g in self._generators])
 
 
-def _combine(parts: Iterable[tuple[float | Tensor, Tensor]]) -> Tensor:
-    """Sum of coefficient times tensor, in as few operations as there are terms."""
-    total: Tensor | None = None
-    for coefficient, tensor in parts:
-        if total is None:
-            total = coefficient * tensor
-        elif isinstance(coefficient, Tensor):
-            total = torch.addcmul(total, coefficient, tensor)
-        else:
-            total = torch.add(total, tensor, alpha=coefficient)
-    assert total is not None
-    return total
+@dataclass(frozen=True)
+class _Step:
+    """One row made ready: which tensors it adds up, in as few operations as there are terms."""
+
+    t: float
+    terms: tuple[tuple[int, int, float], ...]  # (0 state, 1 output, 2 noise; how many evaluations ago; coefficient)
+    first: Tensor  # the first term's coefficient as a tensor: half the cost of a number
+    draws: bool  # whether this row or a later one uses its noise
+    ends: tuple[float, float] | None  # of the model's own standard deviation
+
+
+def _plan(table: Table, like: Tensor) -> tuple[list[_Step], tuple[int, int, int]]:
+    """The steps, and how many states, outputs and noises have to be kept."""
+    depths = [max(len(part) for part in parts) for parts in zip(*(row.history() for row in table.rows), strict=True)]
+    used = {i - k for i, row in enumerate(table.rows) for k, c in enumerate(row.z) if c}
+    steps = []
+    for i, row in enumerate(table.rows):
+        x, m, z = row.history()
+        parts = (x, m, z if row.z_upper is None else ())
+        terms = [(which, k, c) for which, part in enumerate(parts) for k, c in enumerate(part) if c] or [(0, 0, 0.0)]
+        ends = None if row.z_upper is None else (row.z[0], row.z_upper)
+        first = torch.tensor(terms[0][2], dtype=like.dtype)
+        steps.append(_Step(row.t, tuple(terms), first, i in used, ends))
+    return steps, (max(depths[0], 1), max(depths[1], 1), max(depths[2], 1))
 
 
 @torch.no_grad()
@@ -64,12 +77,17 @@ def run(
     table: Table,
     model: Model,
     x_init: Tensor,
-    noise: Callable[[], Tensor],
+    noise: Callable[[], Tensor] | None = None,
     condition: object = None,
+    *,
     transform: Callable[[Tensor], Tensor] | None = None,
+    correct: Callable[[Tensor, float], Tensor] | None = None,
     watch: Callable[[int, Tensor, Prediction], None] | None = None,
 ) -> Tensor:
     """Run a table: one model evaluation for each of its rows.
+
+    The table is first turned into the form in which the model answers, so that an output is used as it comes; each row
+    is then one operation for each of its terms, into memory that is used again.
 
     Args:
         table: the sampler.
@@ -78,40 +96,57 @@ def run(
         noise: returns the next noise, like ``x_init``; called only where a row has one.
         condition: passed on to the model.
         transform: applied to each x0-hat before it is used: clipping, thresholding, rounding.
+        correct: applied as ``correct(x, t)`` to each state before it is evaluated: a corrector, such as Langevin's.
         watch: called as ``watch(i, X_i, prediction)`` after each evaluation.
 
     Returns:
         The last state, (B, ...): the data, if the table ends on it.
+
+    Raises:
+        ValueError: a table with noise, and no source of noise.
     """
-    depths = [max(len(part) for part in parts) for parts in zip(*(row.history() for row in table.rows), strict=True)]
-    depths[0] = max(depths[0], 1)  # the model sees the newest state whether or not a row does
-    used = {i - k for i, row in enumerate(table.rows) for k, c in enumerate(row.history()[2]) if c}  # noises
+    if table.stochastic and noise is None:
+        raise ValueError("this table is stochastic: it has no one trajectory; give it noise, or take an ODE solver")
     states: list[Tensor] = [x_init]
     outputs: list[Tensor] = []
     noises: list[Tensor] = []
-    for i, (t, row) in enumerate(zip(table.times, table.rows, strict=True)):
-        prediction = model(states[0], t, condition)
+    steps: list[_Step] = []
+    form, depths, spare = "", (1, 1, 1), list[Tensor]()
+    for i in range(table.evaluations):
+        if correct is not None:
+            states[0] = correct(states[0], table.rows[i].t)
+        x = states[0]
+        prediction = model(x, table.rows[i].t, condition)
         if transform is not None:
             prediction = prediction.with_x0(transform(prediction.x0))
         if watch is not None:
-            watch(i, states[0], prediction)
-        outputs.insert(0, prediction.read(table.form))
-        parts: list[tuple[float | Tensor, Tensor]] = []
-        x, m, z = row.history()
-        parts += [(c, states[k]) for k, c in enumerate(x) if c]
-        parts += [(c, outputs[k]) for k, c in enumerate(m) if c]
-        if i in used:
-            noises.insert(0, noise().to(x_init))
-        else:
-            noises.insert(0, torch.zeros(()))  # keeps the places of the others; nothing multiplies it
-        if row.z_upper is None:
-            parts += [(c, noises[k]) for k, c in enumerate(z) if c]
-        else:
-            parts.append((_own_std(prediction, z[0], row.z_upper), noises[0]))
-        states.insert(0, _combine(parts) if parts else torch.zeros_like(x_init))
-        for kept, depth in zip((states, outputs, noises), depths, strict=True):
-            del kept[depth:]  # no row reaches back further
+            watch(i, x, prediction)
+        if not steps:
+            form = prediction.form
+            steps, depths = _plan(table.read_as(form, model.process), x)
+        step = steps[i]
+        value = prediction.read(form)
+        if value is x and depths[1] > 1:
+            value = value.clone()  # a network that returns its input, whose memory will be used again
+        outputs.insert(0, value)
+        noises.insert(0, noise().to(x) if step.draws else _NONE)  # type: ignore[misc]
+        past = (states, outputs, noises)
+        which, k, _ = step.terms[0]
+        total = torch.mul(past[which][k], step.first, out=spare.pop() if spare else torch.empty_like(x))
+        for which, k, c in step.terms[1:]:
+            total.add_(past[which][k], alpha=c)
+        if step.ends is not None:
+            total.addcmul_(_own_std(prediction, *step.ends), noises[0])
+        states.insert(0, total)
+        if len(states) > depths[0]:  # no row reaches back further
+            old = states.pop()
+            if watch is None and correct is None and old is not x_init:
+                spare.append(old)
+        del outputs[depths[1] :], noises[depths[2] :]
     return states[0]
+
+
+_NONE = torch.zeros(())  # keeps the place of a noise that nothing multiplies
 
 
 def _own_std(prediction: Prediction, low: float, high: float) -> Tensor:
@@ -199,7 +234,7 @@ def sample(
             noise = Noise(seeds[part], shape, dtype)
             given = None if condition is None else condition[part].to(device)
             x_init = (start * noise.draw()).to(device)
-            finished.append(run(table, denoiser, x_init, noise.draw, given, transform).cpu())
+            finished.append(run(table, denoiser, x_init, noise.draw, given, transform=transform).cpu())
             if progress is not None:
                 progress(min(first + batch_size, len(seeds)), len(seeds))
     return torch.cat(finished)

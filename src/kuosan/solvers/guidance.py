@@ -42,10 +42,9 @@ class ClassifierFree(nn.Module):
             raise ValueError("guidance needs a condition for each sample: this model, or this call, has none")
         if self.weight == 0:
             return self.denoiser(x_t, t, condition)
-        t = torch.as_tensor(t, dtype=torch.float64)
         both = self.denoiser(
             torch.cat([x_t, x_t]),
-            torch.cat([t, t]) if t.ndim else t,
+            torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t,
             torch.cat([condition, torch.full_like(condition, -1)]),  # -1 is "no class" to every network here
         )
         given, free = both.x0.chunk(2)

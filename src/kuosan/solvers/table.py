@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kuosan.prediction import FORMS
+from kuosan.prediction import FORMS, conversion
 from kuosan.process import Grid, Process
 
 Coefficients = float | tuple[float, ...]
@@ -25,9 +25,10 @@ def _history(value: Coefficients) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Row:
-    """One update, X_{i+1} = sum x_k X_{i-k} + sum m_k m_{i-k} + sum z_k z_{i-k}: numbers, newest first.
+    """Evaluate at t, then X_{i+1} = sum x_k X_{i-k} + sum m_k m_{i-k} + sum z_k z_{i-k}: numbers, newest first.
 
     Args:
+        t: time of this evaluation, at X_i.
         x: coefficients of the states X_i, X_{i-1}, ...; one number stands for X_i alone.
         m: of the model's outputs m_i, m_{i-1}, ..., in the table's form.
         z: of the noises z_i, z_{i-1}, ...; a noise that nothing multiplies is never drawn.
@@ -35,12 +36,14 @@ class Row:
             interpolated between them on a log scale.
     """
 
+    t: float
     x: Coefficients = 0.0
     m: Coefficients = 0.0
     z: Coefficients = 0.0
     z_upper: float | None = None
 
     def __post_init__(self):
+        object.__setattr__(self, "t", float(self.t))
         for name in ("x", "m", "z"):
             object.__setattr__(self, name, _history(getattr(self, name)))
 
@@ -59,25 +62,26 @@ class Table:
     (Shaul et al. 2024, arXiv 2403.01329.) The rows hold the recurrence, which is sparse; :meth:`dense` unrolls it.
 
     Args:
-        times: t_i of each evaluation, float64.
         rows: one for each evaluation.
-        form: what the model's output is read as: "x0", "eps", "score", "v" or "velocity".
+        form: what the model's output is read as: "x0", "eps", "score", "v", "velocity" or "flow".
 
     Raises:
-        ValueError: another number of rows than of times, a row that reaches back before the start, an unknown form, or
-            a coefficient that is not finite.
+        ValueError: no rows, a row that reaches back before the start, an unknown form, a time outside (0, 1], or a
+            coefficient that is not finite.
     """
 
-    times: tuple[float, ...]
     rows: tuple[Row, ...]
     form: str = "x0"
 
     def __post_init__(self):
+        object.__setattr__(self, "rows", tuple(self.rows))
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
-        if len(self.times) != len(self.rows) or not self.rows:
-            raise ValueError(f"a table has one row for each time; got {len(self.rows)} rows, {len(self.times)} times")
+        if not self.rows:
+            raise ValueError("a table has at least one row")
         for i, row in enumerate(self.rows):
+            if not 0 < row.t <= 1:
+                raise ValueError(f"row {i} evaluates at time {row.t}; times lie in (0, 1]")
             for part in row.history():
                 if len(part) > i + 1:
                     raise ValueError(f"row {i} reaches {len(part)} evaluations back, but only {i + 1} have happened")
@@ -87,12 +91,38 @@ class Table:
                     raise ValueError(f"row {i} holds a coefficient that is not finite: {part}")
 
     @property
+    def times(self) -> tuple[float, ...]:
+        """t_i of each evaluation."""
+        return tuple(row.t for row in self.rows)
+
+    @property
     def evaluations(self) -> int:
-        return len(self.times)
+        return len(self.rows)
 
     @property
     def stochastic(self) -> bool:
         return any(row.z or row.z_upper for row in self.rows)
+
+    def read_as(self, form: str, process: Process) -> Table:
+        """The same sampler with the model's outputs read in another form.
+
+        With F = p x + q G, every F_j of the past brings p X_j along: the states' coefficients change too.
+        """
+        if form == self.form:
+            return self
+        change = conversion(form, self.form)
+        rows: list[Row] = []
+        for i, row in enumerate(self.rows):
+            x, m, z = row.history()
+            pq = [process.at(change, self.rows[i - k].t) for k in range(len(m))]
+            states = [0.0] * max(len(x), len(m))
+            for k in range(len(states)):
+                old = x[k] if k < len(x) else 0.0
+                new = m[k] * pq[k][0] if k < len(m) else 0.0
+                # what should cancel does: a step that ends on data leaves nothing of the state
+                states[k] = old + new if abs(old + new) > 1e-13 * abs(old) else 0.0
+            rows.append(Row(row.t, tuple(states), tuple(c * q for c, (_, q) in zip(m, pq, strict=True)), z, row.z_upper))
+        return Table(tuple(rows), form)
 
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
         """(a, B, C) of the formula above, float64, of shapes (N,), (N, N), (N, N)."""
@@ -129,20 +159,23 @@ class Solver(ABC):
     """A rule that turns a process and a grid into a :class:`Table`. A subclass gives ``rows``."""
 
     form = "x0"
+    order = 1  # of the error, for a solver of the ODE; a grid must have at least as many steps
 
     @abstractmethod
     def rows(self, process: Process, grid: Grid) -> Iterable[Row]:
-        """The table's rows, float64, one for each evaluation."""
+        """The table's rows, float64, in the order of the evaluations."""
 
     def table(self, process: Process, grid: Grid | None = None, *, steps: int | None = None) -> Table:
         """The table on a grid, or on the process's sampling grid of ``steps``.
 
         Raises:
-            ValueError: both or neither of grid and steps.
+            ValueError: both or neither of grid and steps; fewer steps than the solver's order.
         """
         if (grid is None) == (steps is None):
             raise ValueError("give either a grid or steps=")
         if grid is None:
             assert steps is not None
             grid = process.sampling_grid(steps)
-        return Table(grid.times, tuple(self.rows(process, grid)), self.form)
+        if len(grid) < self.order:
+            raise ValueError(f"{self} has order {self.order} and needs at least as many steps, got {len(grid)}")
+        return Table(tuple(self.rows(process, grid)), self.form)
