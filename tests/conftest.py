@@ -9,6 +9,8 @@ from hypothesis import settings
 
 import kuosan as ks
 from kuosan import schedules
+from kuosan.variance import OptimalVariance
+from quadrature import mean_squared_error
 
 torch.set_num_threads(1)
 settings.register_profile("same every time", derandomize=True, deadline=None, max_examples=50)
@@ -62,6 +64,17 @@ class Line:
 def oracle():
     """The mixture whose bounds are tabulated in test_likelihood.py."""
     return Line((0.35, 0.65), (-0.6, 0.5), (0.01, 0.04))
+
+
+@pytest.fixture(scope="session")
+def optimal(oracle):
+    """The optimal variance of the oracle's exact denoiser on DDPM's table: M_t of all its steps by quadrature."""
+    errors = [mean_squared_error(oracle, step) for step in range(1, 1001)]
+    return OptimalVariance(
+        ks.Process(ALL_SCHEDULES["ddpm_table"]),
+        torch.arange(1, 1001).double() / 1000,
+        torch.tensor(errors, dtype=torch.float64),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The bound (theory rows 9 and 11): against exact densities, quadrature, enumeration and a table of known numbers."""
 
+import functools
 import itertools
 import math
 
@@ -17,6 +18,7 @@ from conftest import ALL_SCHEDULES, TABLES, named
 from kuosan import Denoiser, Grid, Mixture, Process, schedules
 from kuosan.likelihood import discretised_gaussian_log_prob, matching_term, reconstruction_term
 from kuosan.variance import reverse_variance
+from quadrature import ddpm_abar, joint_nodes, mean_squared_error
 
 # -- the decoder of discrete data -------------------------------------------------------------------------------------
 
@@ -108,53 +110,24 @@ GAPS = {
     (50, "beta"): (0.183764, 5e-7),
     (1000, "beta_tilde"): (0.425814, 5e-7),
     (1000, "beta"): (0.0103665, 5e-8),
+    (10, "optimal"): (0.492790, 5e-7),
+    (50, "optimal"): (0.100694, 5e-7),
+    (1000, "optimal"): (0.0048146, 5e-8),
 }
 ENTROPY = 0.213944975263  # of the mixture: minus E log q(x0)
 DDPM = Process(ALL_SCHEDULES["ddpm_table"])
 
 
-def ddpm_abar(step):
-    return float(np.prod(1 - np.linspace(1e-4, 0.02, 1000)[:step]))
-
-
-def joint_nodes(line, step):
-    """Nodes (x_0, x_t) and weights that integrate anything quadratic in x_0 over q(x_0, x_t), in numpy alone.
-
-    x_t on an even grid (exponentially accurate for a smooth density); for each x_t, x_0 is a mixture of two Gaussians,
-    for which two Gauss-Hermite nodes each are exact.
-    """
-    alpha, noise = math.sqrt(ddpm_abar(step)), 1 - ddpm_abar(step)
-    means, variances = np.array(line.means), np.array(line.variances)
-    total = alpha**2 * variances + noise
-    width = 0.05 * math.sqrt(total.min())
-    x_t = np.arange(
-        alpha * means.min() - 9 * math.sqrt(total.max()), alpha * means.max() + 9 * math.sqrt(total.max()), width
-    )
-    joint = np.array(line.weights) * stats.norm.pdf(x_t[:, None], alpha * means, np.sqrt(total)) * width  # (n, 2)
-    mean = means + alpha * variances / total * (x_t[:, None] - alpha * means)
-    std = np.sqrt(variances * noise / total)
-    x_0 = np.stack([mean - std, mean + std], -1)
-    weight = np.stack([joint / 2, joint / 2], -1)
-    x_t = np.broadcast_to(x_t[:, None, None], x_0.shape)
-    return (torch.from_numpy(np.ascontiguousarray(c).reshape(-1)) for c in (x_0, x_t, weight))
-
-
-def decoder_variance(line):
-    """M_1 = E (x_0 - E[x_0|x_1])^2, over the same nodes."""
-    x_0, x_1, weight = joint_nodes(line, 1)
-    mean, weight = {}, weight.numpy()
-    for x, y, w in zip(x_0.tolist(), x_1.tolist(), weight, strict=True):
-        total = mean.setdefault(y, [0.0, 0.0])
-        total[0] += w
-        total[1] += w * x
-    return sum(
-        w * (x - mean[y][1] / mean[y][0]) ** 2 for x, y, w in zip(x_0.tolist(), x_1.tolist(), weight, strict=True) if w
-    )
+@pytest.fixture(scope="module")
+def m_1(oracle):
+    return mean_squared_error(oracle, 1)
 
 
 @pytest.fixture(scope="module")
-def m_1(oracle):
-    return decoder_variance(oracle)
+def predictions(oracle):
+    """What the exact denoiser says at the nodes of a step."""
+    denoiser = oracle.mixture().denoiser(DDPM)
+    return functools.cache(lambda step: denoiser(joint_nodes(oracle, step)[1][:, None], step / 1000))
 
 
 def test_the_entropy_and_the_decoder_of_the_oracle(oracle, m_1):
@@ -170,39 +143,49 @@ def test_the_entropy_and_the_decoder_of_the_oracle(oracle, m_1):
 
 
 @pytest.mark.parametrize(("steps", "variance"), GAPS)
-def test_the_bound_of_the_oracle_is_the_known_number_by_quadrature(steps, variance, oracle, m_1):
+def test_the_bound_of_the_oracle_is_the_known_number_by_quadrature(steps, variance, oracle, m_1, optimal, predictions):
     """Every term averaged over (x_0, x_t) by quadrature, through the functions that ks.elbo itself sums."""
+    choice = optimal if variance == "optimal" else variance
     denoiser = oracle.mixture().denoiser(DDPM)
     index = [round(1 + i * 999 / (steps - 1)) for i in range(steps)]
     grid = DDPM.grid(steps)
     assert [round(1000 * t) for t in grid.times[::-1]] == index
 
     def average(step, term):
-        x_0, x_t, weight = joint_nodes(oracle, step)
-        return float(weight @ term(denoiser(x_t[:, None], step / 1000), x_0[:, None]))
+        x_0, _, weight = joint_nodes(oracle, step)
+        return float(weight @ term(predictions(step), x_0[:, None]))
 
     total = average(1, lambda p, x_0: reconstruction_term(denoiser, p, x_0, m_1))
     x_0, _, weight = joint_nodes(oracle, 1)
     prior = DDPM.marginal(x_0[:, None], 1.0).kl(DDPM.prior())
     total -= float(weight @ prior[:, 0])
     for s, t in itertools.pairwise(index):
-        total -= average(t, lambda p, x_0: matching_term(p, x_0, s / 1000, variance))  # noqa: B023
+        total -= average(t, lambda p, x_0: matching_term(p, x_0, s / 1000, choice))  # noqa: B023
     gap, tolerance = GAPS[steps, variance]
     assert -ENTROPY - total == pytest.approx(gap, abs=1.01 * tolerance + 1e-8)
 
 
 @pytest.mark.parametrize(("steps", "variance"), GAPS)
-def test_the_bound_of_the_oracle_is_the_known_number_by_sampling(steps, variance, oracle, m_1):
-    """ks.elbo on fresh data; the gap of each example, 5 standard errors of their mean."""
+def test_the_bound_of_the_oracle_is_the_known_number_by_sampling(steps, variance, oracle, m_1, optimal):
+    """ks.elbo on fresh data; the gap of each example, 5 standard errors of their mean. The optimal one brings M_1."""
     mixture = oracle.mixture()
+    how = {"variance": optimal} if variance == "optimal" else {"variance": variance, "decoder_variance": m_1}
     x_0 = mixture.sample(1000 if steps == 1000 else 4000, torch.Generator().manual_seed(100 + steps))
     for terms, draws in (("all", 1), ("stratified", 50)):
-        bound = ks.elbo(
-            mixture.denoiser(DDPM), x_0, steps=steps, variance=variance, decoder_variance=m_1, terms=terms, draws=draws
-        )
+        bound = ks.elbo(mixture.denoiser(DDPM), x_0, steps=steps, terms=terms, draws=draws, **how)
         gap = mixture.log_prob(x_0) - bound.total
         error = float(gap.std()) / math.sqrt(len(gap))
         assert float(gap.mean()) == pytest.approx(GAPS[steps, variance][0], abs=5 * error)
+
+
+def test_the_optimal_variance_of_a_step_is_the_known_number(optimal):
+    """From 500 to 250: beta-tilde and beta of the table, and between them what maximises the bound."""
+    low, high = (
+        float(reverse_variance(ks.Prediction(DDPM, 0.5, torch.zeros(1, 1).double(), "x0", f64([[0.0]])), 0.25, choice))
+        for choice in ("beta_tilde", "beta")
+    )
+    assert (low, high) == (pytest.approx(0.439055, abs=5e-7), pytest.approx(0.850049, abs=5e-7))
+    assert float(optimal.reverse(0.5, 0.25)) == pytest.approx(0.571547077714, abs=2e-12)
 
 
 # -- a lower bound it is ----------------------------------------------------------------------------------------------
@@ -500,11 +483,12 @@ def test_the_posterior_variance_is_the_best(oracle):
         ({"steps": 1001}, "steps must lie in 1 to 1000, got 1001"),
         (
             {"steps": 5, "variance": "gamma"},
-            "variance must be one of beta_tilde, beta, learned, posterior, got 'gamma'",
+            "variance must be one of beta_tilde, beta, learned, posterior, optimal, optimal_per_dimension, got 'gamma'",
         ),
         ({"steps": 5, "terms": "some"}, "terms must be one of all, random, stratified, got 'some'"),
         ({"steps": 5, "draws": 0}, "at least one example and one draw"),
         ({"steps": 5, "variance": "learned"}, "learned_variance=True"),
+        ({"steps": 5, "variance": "optimal"}, "has to be measured first: pass kuosan.optimal.measure"),
         ({"steps": 5, "variance": "posterior"}, 'predicts "levels"'),
         ({"steps": 5, "decoder_variance": 0.0}, "decoder_variance"),
         ({"steps": 5, "batch_size": 0}, "batch_size"),

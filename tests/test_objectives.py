@@ -139,6 +139,7 @@ def test_simple_is_the_mean_squared_error_of_its_target(target, predicts, schedu
         "score": (zero, -1 / sigma),
         "v": (-sigma, alpha),
         "velocity": (d_alpha, d_sigma),
+        "flow": (-1.0, 1.0),
     }
     a, b = forms[predicts]
     x0_hat = (b * x_t - sigma * said) / (alpha * b - sigma * a)  # Cramer's rule on x_t = alpha x0 + sigma eps, said
@@ -441,7 +442,7 @@ def test_a_saved_state_does_not_change_afterwards():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: objectives.Simple("noise"), "a target is one of x0, eps, score, v, velocity, got 'noise'"),
+        (lambda: objectives.Simple("noise"), "a target is one of x0, eps, score, v, flow, velocity, got 'noise'"),
         (lambda: objectives.Plain("levels"), "a target is one of"),
         (lambda: objectives.MinSNR(0.0), "gamma must be positive"),
         (lambda: objectives.EDMWeight(-1.0), "sigma_data must be positive"),

@@ -263,7 +263,10 @@ def test_edm_of_the_best_linear_denoiser_of_white_data_is_a_network_of_zeros(sch
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"predicts": "noise"}, "predicts must be one of x0, eps, score, v, flow, velocity or levels, got 'noise'"),
+        (
+            {"predicts": "noise"},
+            "predicts must be one of x0, eps, score, v, flow, velocity, levels or energy, got 'noise'",
+        ),
         ({"predicts": "eps", "preconditioning": EDM()}, 'use predicts="x0"'),
         ({"predicts": "levels"}, "pass levels="),
         ({"predicts": "levels", "levels": 1}, "at least 2 levels, got 1"),

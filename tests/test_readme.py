@@ -3,9 +3,14 @@
 import io
 import re
 import tokenize
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+
+import kuosan as ks
+from kuosan.solvers import DDIM, Row, Solver
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,3 +44,13 @@ def test_both_languages_name_the_same_functions_files_and_commands(one, other):
     """What stands in backticks is code, and code is not translated."""
     named = [set(re.findall(r"`([^`\n]+)`", (ROOT / name).read_text("utf-8"))) for name in (one, other)]
     assert named[0] == named[1]
+
+
+def test_the_solver_of_the_architecture_page_is_ddim():
+    """Euler's rule on the straight line is DDIM: in form x0, coefficient by coefficient."""
+    names = {"dataclass": dataclass, "Solver": Solver, "Row": Row}
+    exec(python_of("docs/architecture.md"), names)
+    process = ks.Process(ks.schedules.Cosine())
+    mine = names["MyEuler"]().table(process, steps=6).read_as("x0", process)
+    for a, b in zip(mine.dense(), DDIM().table(process, steps=6).dense(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)

@@ -16,7 +16,8 @@ from kuosan import recipe as recipes
 from kuosan.image.pictures import to_image
 from kuosan.measurements import TEMPERATURES
 from kuosan.report import ReportError, write_report
-from kuosan.run import load, train
+from kuosan.run import load
+from kuosan.train import train
 
 SECTIONS = ["samples", "way", "loss", "bound", "evaluations", "temperature", "neighbours", "provenance"]
 TINY = [
@@ -151,7 +152,7 @@ def test_the_way_from_noise_to_data_ends_in_the_first_sample(page):
 
 def test_one_evaluation_and_temperature_zero_are_among_what_is_measured(numbers):
     evaluations = [point["evaluations"] for point in numbers["evaluations"]["points"]]
-    assert evaluations[:5] == [1, 2, 3, 5, 10]
+    assert evaluations[:4] == [1, 2, 3, 5]  # more of them where time allows
     assert [point["temperature"] for point in numbers["temperature"]["points"]] == list(TEMPERATURES)
 
 

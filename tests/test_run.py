@@ -12,7 +12,8 @@ from PIL import Image
 import kuosan as ks
 from kuosan import recipe as recipes
 from kuosan.cli import main
-from kuosan.run import RunError, train
+from kuosan.run import RunError
+from kuosan.train import train
 
 RECIPE = """
 [data]
@@ -146,13 +147,13 @@ def test_the_words_of_every_command_end_with_what_to_open(run, capsys):
     ("words", "expected"),
     [
         (["-n", "0"], "count must be at least 1, got 0"),
-        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--steps", "0"], "sampling: steps: input should be greater than or equal to 1, got 0"),
         (["--seeds", "1,2,1"], "every sample needs its own seed; repeated: 1"),
         (["-n", "3", "--seeds", "0-1"], "count is 3, but there are 2 seeds"),
         (["--class", "eleven"], "there is no class 'eleven'; there are 0, 1, 2"),
-        (["--guidance", "-2"], "a guidance weight is at least -1"),
-        (["--guidance", "nan"], "a guidance weight is at least -1"),
-        (["--solver", "euler"], "sampling.solver.kind: must be one of ddim, ancestral, got 'euler'"),
+        (["--guidance", "-2"], "sampling: guidance: input should be greater than or equal to -1, got -2"),
+        (["--guidance", "nan"], "sampling: guidance: input should be"),
+        (["--solver", "eule"], "sampling.solver.kind: must be one of auto, ddim, .* got 'eule'"),
         (["--solver", "ddim eta=2.0"], "eta must lie in \\[0, 1\\]"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tables, the one executor, seeds and guidance (theory rows 13, 14, 15, 18) against closed forms and exact mixtures."""
+"""Tables, the one executor and seeds (theory rows 13, 14, 15) against closed forms and exact mixtures."""
 
 import math
 import weakref
@@ -11,8 +11,22 @@ from torch import nn
 
 import kuosan as ks
 from conftest import ALL_SCHEDULES, named
-from kuosan import ClassifierFree, Denoiser, Grid, Mixture, Prediction, Process
-from kuosan.solvers import DDIM, SOLVERS, Ancestral, Noise, Row, Table, check_seeds, run
+from kuosan import Denoiser, Grid, Mixture, Prediction, Process
+from kuosan.prediction import FORMS
+from kuosan.solvers import (
+    DDIM,
+    RK4,
+    SOLVERS,
+    AdamsBashforth,
+    Ancestral,
+    EDMHeun,
+    Noise,
+    Row,
+    Table,
+    UniPC,
+    check_seeds,
+    run,
+)
 
 DDPM = Process(ALL_SCHEDULES["ddpm_table"])
 LINEAR = Process(ALL_SCHEDULES["linear_beta"])
@@ -327,13 +341,204 @@ def test_a_transform_is_applied_to_every_x0(ring):
         asked.append(x)
         return x.clamp(-0.1, 0.1)
 
-    x = ks.sample(ring.denoiser(LINEAR), (2,), seeds=range(8), steps=5, transform=clip)
+    x = ks.sample(ring.denoiser(LINEAR), (2,), seeds=range(8), solver=DDIM(), steps=5, transform=clip)
     assert len(asked) == 5
     assert float(x.abs().max()) <= 0.1 + 1e-7
 
 
 def test_solvers_are_known_by_name():
-    assert dict(SOLVERS) == {"ddim": DDIM, "ancestral": Ancestral}
+    """Every name makes a solver without more words, and a table of as few steps as its order."""
+    assert {"auto", "ddim", "ancestral", "dpm_solver++", "unipc"} <= set(SOLVERS)
+    for name, kind in SOLVERS.items():
+        solver = kind()
+        assert type(solver) is kind, name
+        assert solver.table(LINEAR, steps=solver.order).times[0] == 1.0
+
+
+# -- the same table in every form -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "x0"])
+@pytest.mark.parametrize(
+    "table",
+    [
+        pytest.param(lambda p: DDIM().table(p, steps=6), id="ddim"),
+        pytest.param(lambda p: Ancestral().table(p, steps=6), id="ancestral"),
+        pytest.param(lambda p: AdamsBashforth(4, "flow").table(p, steps=7), id="adams-bashforth"),
+        pytest.param(lambda p: UniPC(3, variable="eps").table(p, steps=6), id="unipc"),
+        pytest.param(lambda p: RK4("v").table(p, steps=4), id="rk4"),
+        pytest.param(lambda p: Table(DEEP.rows, "v"), id="deep"),
+    ],
+)
+@pytest.mark.parametrize("schedule", named("linear_beta", "ve", "sub_vp", "log_snr_line"))
+def test_a_table_read_in_another_form_is_the_same_sampler(table, form, schedule):
+    """Every state of the way, and back again: the numbers change, the trajectory does not."""
+    process = Process(schedule)
+    table = table(process)
+
+    def trajectory(table, form):
+        seen, (draw, _) = [], noises((3, 2))
+
+        class Says(Linear):
+            def __call__(self, x_t, t, condition=None):
+                said = super().__call__(x_t, t)
+                return Prediction(process, t, x_t, form, said.read(form))
+
+        x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        end = run(table, Says(process), x, draw, watch=lambda i, x, p: seen.append(x))
+        return torch.stack([*seen[1:], end])
+
+    truth = trajectory(table, table.form)
+    near = {"rtol": 1e-9, "atol": 1e-9 * max(1.0, float(truth.abs().max()))}
+    assert torch.allclose(trajectory(table, form), truth, **near)
+    assert torch.allclose(trajectory(table.read_as(form, process), form), truth, **near)
+    assert torch.allclose(trajectory(table.read_as(form, process), "x0"), truth, **near)
+    for mine, own in zip(table.read_as(form, process).read_as(table.form, process).dense(), table.dense(), strict=True):
+        assert torch.allclose(mine, own, rtol=1e-8, atol=1e-9 * max(1.0, float(own.abs().max())))
+
+
+def test_a_table_read_in_its_own_form_is_itself():
+    table = DDIM().table(LINEAR, steps=3)
+    assert table.read_as("x0", LINEAR) is table
+
+
+def test_a_table_serves_processes_forms_and_precisions_in_turn():
+    """What is made ready for one run is not used for another."""
+    ve = Process(ALL_SCHEDULES["ve"])
+    table = Table(DEEP.rows, "v")
+    for _ in range(2):
+        for process in (LINEAR, ve):
+            for dtype in (torch.float32, torch.float64):
+                for form in ("x0", "eps"):
+                    x = torch.ones(2, 2, dtype=dtype)
+                    fresh, kept = (run(t, Constant(process, form), x, zeros(x)) for t in (Table(DEEP.rows, "v"), table))
+                    assert fresh.dtype == kept.dtype == dtype
+                    assert torch.equal(fresh, kept)
+
+
+class Constant:
+    """A model that says 0.3 in its form."""
+
+    def __init__(self, process, form):
+        self.process, self.form = process, form
+
+    def __call__(self, x_t, t, condition=None):
+        return Prediction(self.process, t, x_t, self.form, torch.full_like(x_t, 0.3))
+
+
+def zeros(like):
+    return lambda: torch.zeros_like(like)
+
+
+# -- the executor's memory --------------------------------------------------------------------------------------------
+
+
+def by_hand(table, model, x, noise):
+    """The recurrence, straight from its definition, with everything kept."""
+    states, outputs, drawn = [x], [], []
+    used = {i - k for i, row in enumerate(table.rows) for k, c in enumerate(row.history()[2]) if c}
+    for i, row in enumerate(table.rows):
+        outputs.append(model(states[-1], row.t).read(table.form).clone())
+        drawn.append(noise() if i in used else torch.zeros_like(x))
+        parts = zip(row.history(), (states, outputs, drawn), strict=True)
+        states.append(sum((c * past[-1 - k] for part, past in parts for k, c in enumerate(part)), torch.zeros_like(x)))
+    return states[-1]
+
+
+class Returns(nn.Module):
+    """A network that hands back its own input, or a view of it."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x, t, condition=None):
+        return self.how(x)
+
+
+@pytest.mark.parametrize(
+    "how", [lambda x: x, lambda x: x.view(x.shape), lambda x: x.flip(0)], ids=["itself", "view", "new"]
+)
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("form", ["x0", "eps"])
+def test_memory_that_is_used_again_is_never_still_needed(how, watched, form):
+    """Deep histories of states, outputs and noises, with and without a watch, against keeping everything."""
+    model = Denoiser(Returns(how), LINEAR, form)
+    ddim = DDIM().table(LINEAR, steps=9)
+    tables = (DEEP, GAPPED, RESUMED, AdamsBashforth(4).table(LINEAR, steps=9), UniPC(3).table(LINEAR, steps=9), ddim)
+    for table in tables:
+        x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        start = x.clone()
+        watch = (lambda i, x, p: None) if watched else None
+        mine, theirs = run(table, model, x, noises((3, 2))[0], watch=watch), by_hand(table, model, x, noises((3, 2))[0])
+        assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-11)
+        assert torch.equal(x, start)
+
+
+def test_a_transform_that_returns_its_input_is_safe_too():
+    """x0 is the network's output, which is its input, which the transform hands on."""
+    model, table = Denoiser(Returns(lambda x: x), LINEAR, "x0"), AdamsBashforth(4, "x0").table(LINEAR, steps=9)
+    x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(
+        run(table, model, x, transform=lambda x_0: x_0), by_hand(table, model, x, no_noise), rtol=1e-10
+    )
+
+
+def test_what_a_watch_was_shown_stays_as_it_was():
+    seen, copies = [], []
+
+    def watch(i, x, prediction):
+        seen.append((x, prediction.value))
+        copies.append((x.clone(), prediction.value.clone()))
+
+    run(AdamsBashforth(3).table(LINEAR, steps=12), Linear(LINEAR), torch.ones(2, 2).double(), watch=watch)
+    for pair, copy in zip(seen, copies, strict=True):
+        for now, then in zip(pair, copy, strict=True):
+            assert torch.equal(now, then)
+
+
+@pytest.mark.parametrize("solver", [DDIM(), AdamsBashforth(4), UniPC(2), RK4()], ids=repr)
+def test_states_live_in_the_same_few_places(solver):
+    """Where the states of 60 evaluations lie: no more places than the deepest row looks back, and two to work in."""
+    table = solver.table(LINEAR, steps=60)
+    places = []
+
+    class Looks(Constant):
+        def __call__(self, x_t, t, condition=None):
+            places.append(x_t.data_ptr())
+            return super().__call__(x_t, t)
+
+    run(table, Looks(LINEAR, "x0"), torch.ones(2, 2).double())
+    deepest = max(len(row.history()[0]) for row in table.read_as("x0", LINEAR).rows)
+    assert len(places) >= 60
+    assert len(set(places)) <= deepest + 2
+
+
+@pytest.mark.parametrize("solver", [DDIM(0.5), AdamsBashforth(3), EDMHeun(), UniPC(3)], ids=repr)
+def test_times_as_numbers_and_as_tensors_are_the_same(solver, ring):
+    """The executor asks with numbers, whose coefficients are computed once; a tensor goes the long way."""
+    model = ring.denoiser(LINEAR)
+
+    class Tensors:
+        process = LINEAR
+
+        def __call__(self, x_t, t, condition=None):
+            return model(x_t, torch.full((len(x_t),), t, dtype=torch.float64))
+
+    x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    table = solver.table(LINEAR, steps=7)
+    mine, theirs = (run(table, said, x, noises((4, 2))[0]) for said in (model, Tensors()))
+    assert torch.allclose(mine, theirs, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [kind() for kind in SOLVERS.values()], ids=repr)
+def test_noise_is_drawn_exactly_where_it_is_used(solver, ring):
+    """As many draws as columns of C that are not zero: none for the ODE."""
+    table = solver.table(LINEAR, steps=8)
+    draw, given_out = noises((4, 2))
+    run(table, ring.denoiser(LINEAR), torch.ones(4, 2).double(), draw)
+    assert len(given_out) == int((table.C.abs().sum(0) > 0).sum())
+    assert bool(given_out) == table.stochastic
 
 
 # -- one seed for each sample -----------------------------------------------------------------------------------------
@@ -404,96 +609,9 @@ def test_each_sample_has_its_own_condition():
         def forward(self, x, t, condition=None):
             return condition[:, None].to(x).expand_as(x)
 
-    x = ks.sample(Denoiser(Echo(), DDPM, "x0"), (2,), seeds=range(5), steps=3, condition=torch.arange(5), batch_size=2)
+    model, seeds = Denoiser(Echo(), DDPM, "x0"), range(5)
+    x = ks.sample(model, (2,), seeds=seeds, solver=DDIM(), steps=3, condition=torch.arange(5), batch_size=2)
     assert x.tolist() == [[float(k)] * 2 for k in range(5)]
-
-
-# -- guidance ---------------------------------------------------------------------------------------------------------
-
-
-class Labelled(nn.Module):
-    """The exact conditional denoiser of a mixture whose component is its class; -1 is any."""
-
-    def __init__(self, mixture, process):
-        super().__init__()
-        self.mixture, self.process = mixture, process
-        self.parts = [Mixture([1.0], m[None], c[None]) for m, c in zip(mixture.means, mixture.covariances, strict=True)]
-
-    def forward(self, x, t, condition=None):
-        out = self.mixture.posterior_mean(x, self.process, t)
-        for k, part in enumerate(self.parts):
-            mine = condition == k
-            out = torch.where(mine[:, None], part.posterior_mean(x, self.process, t), out)
-        return out
-
-
-X_T = torch.tensor([[0.3, -0.2, 0.4], [1.0, 0.5, -0.7], [0.0, 0.1, 0.2]], dtype=torch.float64)
-
-
-def test_without_guidance_samples_are_of_the_exact_conditional(tilted, dice):
-    """w = 0: component 1 of the mixture, its mean and covariance; 5 standard errors of 2,000 samples, 250 steps."""
-    n = 2000
-    model = ClassifierFree(Denoiser(Labelled(tilted, DDPM), DDPM, "x0"), weight=0.0)
-    x = run(
-        Ancestral("beta").table(DDPM, steps=250),
-        model,
-        torch.randn(n, 3, dtype=torch.float64, generator=dice),
-        lambda: torch.randn(n, 3, dtype=torch.float64, generator=dice),
-        torch.ones(n, dtype=torch.long),
-    )
-    mean, covariance = tilted.means[1], tilted.covariances[1]
-    assert bool(((x.mean(0) - mean).abs() < 5 * x.std(0) / math.sqrt(n)).all())
-    outer = (x - mean).unsqueeze(-1) * (x - mean).unsqueeze(-2)
-    # 250 steps with the larger variance leave up to 2 % too much of it
-    assert bool(
-        ((outer.mean(0) - covariance).abs() < 5 * outer.std(0) / math.sqrt(n) + 0.02 * covariance.diag().max()).all()
-    )
-
-
-@pytest.mark.parametrize("weight", [-1.0, -0.5, 0.0, 1.0, 2.0])
-@pytest.mark.parametrize("schedule", named("linear_beta", "ve", "rectified_flow"))
-def test_guidance_is_the_printed_formula(weight, schedule, tilted):
-    """(1 + w) times the conditional minus w times the unconditional: in x0, and so in eps and in the score."""
-    process = Process(schedule)
-    network = Labelled(tilted, process)
-    condition = torch.tensor([0, 1, 1])
-    said = ClassifierFree(Denoiser(network, process, "x0"), weight)(X_T, 0.3, condition)
-    parts = [network.parts[c] for c in condition.tolist()]
-    conditional = torch.stack([p.score(x, process, 0.3) for p, x in zip(parts, X_T, strict=True)])
-    score = (1 + weight) * conditional - weight * tilted.score(X_T, process, 0.3)
-    assert torch.allclose(said.score, score, rtol=1e-8, atol=1e-8)
-    mean = torch.stack([p.posterior_mean(x, process, 0.3) for p, x in zip(parts, X_T, strict=True)])
-    x_0 = (1 + weight) * mean - weight * tilted.posterior_mean(X_T, process, 0.3)
-    assert torch.allclose(said.x0, x_0, rtol=1e-10)
-
-
-def test_guidance_takes_a_time_for_each_sample(tilted):
-    model = ClassifierFree(Denoiser(Labelled(tilted, LINEAR), LINEAR, "x0"), 2.0)
-    condition, t = torch.tensor([0, 1, 1]), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
-    together = model(X_T, t, condition).x0
-    for k in range(3):
-        assert torch.allclose(together[k], model(X_T[k : k + 1], float(t[k]), condition[k : k + 1]).x0[0])
-
-
-def test_any_solver_accepts_a_guided_model(tilted):
-    model = ClassifierFree(Denoiser(Labelled(tilted, DDPM), DDPM, "x0"), 2.0)
-    assert model.process is DDPM
-    for solver in (DDIM(), Ancestral()):
-        x = ks.sample(model, (3,), seeds=range(4), solver=solver, steps=5, condition=torch.tensor([0, 1, 0, 1]))
-        assert x.shape == (4, 3)
-        assert bool(x.isfinite().all())
-
-
-@pytest.mark.parametrize("weight", [-1.5, float("inf"), float("nan")])
-def test_a_guidance_weight_is_a_number_from_minus_one(weight, ring):
-    with pytest.raises(ValueError, match="at least -1"):
-        ClassifierFree(ring.denoiser(DDPM), weight)
-
-
-@pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_guidance_needs_a_condition(weight, ring):
-    with pytest.raises(ValueError, match="needs a condition"):
-        ks.sample(ClassifierFree(ring.denoiser(DDPM), weight), (2,), seeds=[0], steps=2)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -504,8 +622,8 @@ def test_guidance_needs_a_condition(weight, ring):
     [
         ({"steps": 0}, "steps must lie in 1 to 1000, got 0"),
         ({"steps": 1001}, "this model was made with 1000 steps: steps must lie in 1 to 1000, got 1001"),
-        ({}, "either a grid or steps="),
-        ({"steps": 5, "grid": Grid((1.0,))}, "either a grid or steps="),
+        ({}, "either a grid of times or steps="),
+        ({"steps": 5, "grid": Grid((1.0,))}, "either a grid of times or steps="),
         ({"steps": 5, "table": DDIM().table(DDPM, steps=5)}, "drop solver, steps and grid"),
         ({"solver": DDIM(), "table": DDIM().table(DDPM, steps=5)}, "drop solver, steps and grid"),
         ({"steps": 5, "seeds": []}, "at least one seed"),
@@ -528,7 +646,7 @@ def test_sampling_that_cannot_be_says_why(options, words, ring):
         (lambda: DDIM(eta=-0.1), r"eta must lie in \[0, 1\].*got -0.1"),
         (lambda: DDIM(eta=1.5), r"eta must lie in \[0, 1\]"),
         (lambda: DDIM(eta=float("nan")), r"eta must lie in \[0, 1\]"),
-        (lambda: Ancestral("gamma"), "variance must be beta_tilde, beta or learned, got 'gamma'"),
+        (lambda: Ancestral("gamma"), "variance must be one of beta_tilde, beta, learned"),
         (lambda: Ancestral(temperature=-1.0), "temperature must be at least 0"),
         (lambda: Ancestral(temperature=float("nan")), "temperature must be at least 0"),
         (lambda: Ancestral(temperature=float("inf")).table(DDPM, steps=3), "finite"),

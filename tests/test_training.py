@@ -16,7 +16,8 @@ import kuosan as ks
 from kuosan import recipe as recipes
 from kuosan.build import make_objective
 from kuosan.recipe import RecipeError
-from kuosan.run import RunError, read_data, train
+from kuosan.run import RunError, read_data
+from kuosan.train import train
 from kuosan.training.batches import indices
 from kuosan.training.ema import EMA
 from kuosan.training.loop import TrainingError, learning_rate
@@ -249,7 +250,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_examples(tin
     calls = iter(range(10**6))
     train_calls = lambda: next(calls)  # noqa: E731
     poisoned.times = objective.times
-    monkeypatch.setattr("kuosan.run.make_objective", lambda recipe: poisoned)
+    monkeypatch.setattr("kuosan.train.make_objective", lambda recipe: poisoned)
     example = int(indices(recipe.seed, 5, 16, 1500)[2])
     with pytest.raises(TrainingError, match=rf"not finite at step 5: example {example} at t = .*learning_rate"):
         train(recipe, tmp_path / "run")
@@ -280,7 +281,7 @@ def test_a_run_does_not_go_on_with_other_data(tiny, tmp_path, monkeypatch):
     before = (tmp_path / "run" / "run.json").read_text()
     data = read_data(recipe)
     data.train.levels[7, 0, 3, 3] += 1
-    monkeypatch.setattr("kuosan.run.read_data", lambda recipe: data)
+    monkeypatch.setattr("kuosan.train.read_data", lambda recipe: data)
     with pytest.raises(RunError, match="trained on other data"):
         train(recipe, tmp_path / "run", "second")
     assert (tmp_path / "run" / "run.json").read_text() == before
@@ -296,7 +297,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_the_weight
         return objective(denoiser, x_0, condition, **draws) + (0 * first).square().sum().sqrt()
 
     steep.times = objective.times
-    monkeypatch.setattr("kuosan.run.make_objective", lambda recipe: steep)
+    monkeypatch.setattr("kuosan.train.make_objective", lambda recipe: steep)
     with pytest.raises(TrainingError, match="gradient is not finite at step 0"):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -11,11 +11,11 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from kuosan import objectives, schedules
 from kuosan.denoiser import EDM, Denoiser
-from kuosan.networks import NETWORKS
+from kuosan.networks import NETWORKS, Energy
 from kuosan.objectives import Objective
 from kuosan.process import Process
 from kuosan.recipe import Recipe, RecipeError, explain
-from kuosan.solvers import SOLVERS, Solver
+from kuosan.solvers import CORRECTORS, GRIDS, SOLVERS, Corrector, Solver, Spacing
 
 SCHEDULES: dict[str, Callable] = {
     "linear": schedules.LinearBeta,
@@ -58,6 +58,8 @@ SECTIONS: dict[str, Mapping[str, Callable]] = {
     "network": NETWORKS,
     "objective": OBJECTIVES,
     "sampling.solver": SOLVERS,
+    "sampling.grid": GRIDS,
+    "sampling.corrector": CORRECTORS,
 }
 
 
@@ -71,10 +73,12 @@ def settings(maker: Callable, given: tuple[str, ...] = ()) -> dict[str, inspect.
     }
 
 
-def _is_scalar(annotation: Any) -> bool:
+def _scalar(annotation: Any) -> Any:
+    """The part of a type that a TOML file can hold: str of str | OptimalVariance; None if there is no such part."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return all(_is_scalar(part) for part in get_args(annotation))
-    return annotation in (int, float, str, bool, type(None))
+        parts = [part for part in get_args(annotation) if _scalar(part) is not None]
+        return Union[tuple(parts)] if parts != [types.NoneType] and parts else None  # noqa: UP007
+    return annotation if annotation in (int, float, str, bool, types.NoneType) else None
 
 
 def make(kinds: Mapping[str, Callable], table: Mapping[str, Any], where: str, **given: Any) -> Any:
@@ -107,9 +111,9 @@ def make(kinds: Mapping[str, Callable], table: Mapping[str, Any], where: str, **
                 nested[name] = make(NESTED[name], table.pop(name), f"{where}.{name}")
             elif parameter.default is inspect.Parameter.empty:
                 raise RecipeError(f"{where}.{name}: is missing")
-        elif _is_scalar(parameter.annotation):
+        elif _scalar(parameter.annotation) is not None:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            fields[name] = (parameter.annotation, default)
+            fields[name] = (_scalar(parameter.annotation), default)
     model = create_model(kind, __config__=ConfigDict(extra="forbid", strict=True, protected_namespaces=()), **fields)
     try:
         values = model.model_validate(table).model_dump()
@@ -133,7 +137,7 @@ def describe_kinds() -> str:
                 if name in NESTED
                 else f"{name}={'...' if parameter.default is inspect.Parameter.empty else parameter.default}"
                 for name, parameter in settings(maker, FROM_DATA).items()
-                if name in NESTED or _is_scalar(parameter.annotation)
+                if name in NESTED or _scalar(parameter.annotation) is not None
             ]
             lines.append(f"  {kind:18} {', '.join(known)}")
     return "\n".join(lines)
@@ -149,6 +153,14 @@ def make_objective(recipe: Recipe) -> Objective:
 
 def make_solver(table: Mapping[str, Any]) -> Solver:
     return make(SOLVERS, table, "sampling.solver")
+
+
+def make_grid(table: Mapping[str, Any]) -> Spacing:
+    return make(GRIDS, table, "sampling.grid")
+
+
+def make_corrector(table: Mapping[str, Any]) -> Corrector:
+    return make(CORRECTORS, table, "sampling.corrector")
 
 
 def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: int) -> Denoiser:
@@ -169,6 +181,8 @@ def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: 
         outputs=levels if by_level else 1 + section.learned_variance,
         stack_last=by_level,
     )
+    if section.predicts == "energy":
+        network = Energy(network)
     try:
         edm = EDM(section.sigma_data) if section.preconditioning == "edm" else None
         return Denoiser(network, process, section.predicts, edm, levels, section.learned_variance)

@@ -1,4 +1,4 @@
-"""The command line: train, sample, evaluate, report, recipes, data. Torch is imported by the commands that need it."""
+"""The command line. Torch is imported by the commands that need it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _explain(error: Exception) -> int:
         print(f"\n{error}", file=sys.stderr)
         return INTERRUPTED
     bad_input = isinstance(error, ValueError | OSError)
-    if not bad_input and kind not in ("TrainingError", "CheckpointError", "FetchError"):
+    if not bad_input and kind not in ("TrainingError", "CheckpointError", "FetchError", "SamplingError"):
         raise error
     print(f"kuosan: {error}", file=sys.stderr)
     return 2 if bad_input else 1
@@ -65,7 +65,7 @@ def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     recipe = recipes.read(options.recipe, options.override)
     folder = Path(options.out or Path("runs") / Path(options.recipe).stem)
-    from kuosan.run import train
+    from kuosan.train import train
 
     run = train(recipe, folder, shlex.join(["kuosan", *sys.argv[1:]]))
     words = f"trained {run.folder}; next: kuosan sample, evaluate or report {run.folder}"
@@ -87,54 +87,130 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-def _sample(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from kuosan.build import make_solver
-    from kuosan.image.pictures import good_scale, save_png, sheet, to_image
-    from kuosan.progress import Progress
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of sampling; what is None is the recipe's."""
+    from kuosan.process import Grid
     from kuosan.recipe import as_table
+
+    def kind(words: str | None) -> dict[str, Any] | None:
+        return as_table(shlex.split(words)) if words else None
+
+    settings: dict[str, Any] = {"guidance": options.guidance}
+    for name in ("steps", "rescale", "interval", "threshold"):
+        settings[name] = getattr(options, name, None)
+    settings["solver"], settings["corrector"] = (
+        kind(getattr(options, "solver", None)),
+        kind(getattr(options, "corrector", None)),
+    )
+    grid = getattr(options, "grid", None)
+    if grid and grid[0] in "0123456789.":
+        try:
+            times = tuple(float(t) for t in grid.split(","))
+        except ValueError:
+            raise ValueError(f"a grid is a name with its settings, or times like 1,0.6,0.2; got {grid!r}") from None
+        if settings["steps"] not in (None, len(times)):
+            raise ValueError(f"{len(times)} times are given, but {settings['steps']} steps asked for: drop --steps")
+        settings["grid"] = Grid(times)
+    else:
+        settings["grid"] = kind(grid)
+    return settings
+
+
+def _sample(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan.run import load
+    from kuosan.samples import save_samples
 
     run = load(options.run)
     count = options.count if options.count is not None or options.seeds is not None else 16
-    seeds = options.seeds if options.seeds is not None else list(range(max(count, 0)))
+    if count is not None and count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    seeds = options.seeds if options.seeds is not None else list(range(count))
+    if count is not None and count != len(seeds):
+        raise ValueError(f"count is {count}, but there are {len(seeds)} seeds: one for each sample")
     labels = None
     if options.classes is not None:
         import torch
 
         asked = [run.class_of(name) for name in options.classes.split(",")]
         labels = torch.tensor([asked[i % len(asked)] for i in range(len(seeds))])
-    solver = make_solver(as_table(shlex.split(options.solver))) if options.solver else None
-    settings = {"solver": solver, "steps": options.steps, "guidance": options.guidance}
-    levels = run.sample(count, seeds=seeds, labels=labels, progress=Progress("samples"), **settings)
-    labels = run.labels_for(len(seeds)) if labels is None else labels
-    table = run.table(solver, options.steps)
-    how = {
-        "run": str(run.folder),
-        "step": run.step,
-        "solver": str(solver) if solver else json.dumps(run.recipe.sampling.solver),
-        "evaluations": table.evaluations,
-        "guidance": run.recipe.sampling.guidance if options.guidance is None else options.guidance,
-    }
-    folder = Path(options.out) if options.out else run.folder / "samples"
-    scale = good_scale(run.shape)
-    files = []
-    for i, (seed, one) in enumerate(zip(seeds, levels, strict=True)):
-        named = {"class": run.classes[int(labels[i])]} if run.classes and labels is not None else {}
-        path = folder / f"seed-{seed:06d}{'-' + named['class'] if named else ''}.png"
-        save_png(to_image(one, run.levels), path, how | {"seed": seed} | named)
-        files.append({"file": str(path), "seed": seed} | named)
-    columns = len(run.classes) if run.conditional and run.classes and labels is not None else None
-    save_png(sheet(levels, run.levels, columns, scale), folder / "sheet.png", how | {"seeds": seeds})
-    result = how | {"sheet": str(folder / "sheet.png"), "samples": files}
-    (folder / "samples.json").write_text(json.dumps(result, indent=2, ensure_ascii=False), "utf-8")
-    return result, f"{len(files)} samples, {table.evaluations} evaluations each: {folder / 'sheet.png'}"
+    folder = Path(options.out) if options.out else None
+    result = save_samples(run, seeds, labels, folder, options.batch_size, **_settings(options))
+    words = f"{len(result['samples'])} samples, {result['evaluations']} evaluations each ({result['solver']})"
+    return result, f"{words}: {result['sheet']}"
+
+
+def _tune(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from dataclasses import asdict
+
+    from kuosan.progress import Progress
+    from kuosan.run import load
+
+    run = load(options.run)
+    given = {k: getattr(options, k) for k in ("pairs", "iterations", "batch_size", "fine", "seed")}
+    how = {k: v for k, v in given.items() if v is not None}
+    settings = {k: v for k, v in _settings(options).items() if k != "steps"}
+    found, path = run.tune(options.steps, settings=settings, progress=Progress("tune"), **how)
+    before, after = found.start_errors, found.errors
+    lines = [
+        f"{'distance to the fine solution, fresh samples':48}{'rmse':>10}{'median':>10}",
+        f"{'  ' + found.start:48}{before.rmse:>10.4f}{before.median:>10.4f}",
+        f"{'  tuned':48}{after.rmse:>10.4f}{after.median:>10.4f}",
+        "" if found.improved else "nothing better than the start was found; the start is kept",
+        f"{path}; `kuosan sample {run.folder} --steps {options.steps}` uses it",
+    ]
+    result = {"table": str(path), "start": found.start, "improved": found.improved}
+    result |= {"errors": asdict(after), "start_errors": asdict(before)}
+    return result, "\n".join(line for line in lines if line)
+
+
+def _table(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from kuosan.run import load
+    from kuosan.tables import plot, words
+
+    run = load(options.run)
+    sampler = run.sampler(**_settings(options))
+    result: dict[str, Any] = sampler.how
+    result |= {"table": sampler.table.to_json()}
+    lines = [
+        f"{sampler.how['solver']}, {sampler.table.evaluations} evaluations",
+        "",
+        words(sampler.table, run.denoiser.process),
+    ]
+    if options.plot:
+        lines += ["", str(plot(sampler.table, run.denoiser.process, Path(options.plot)))]
+    return result, "\n".join(lines)
+
+
+def _compare(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from kuosan import compare
+    from kuosan.progress import Progress
+    from kuosan.run import load
+
+    run = load(options.run)
+    found = compare.compare(
+        run,
+        options.solvers or compare.SOLVERS,
+        options.evaluations or compare.EVALUATIONS,
+        options.count,
+        progress=Progress("compare"),
+        guidance=options.guidance,
+    )
+    path = run.folder / "compare.json"
+    path.write_text(json.dumps(plain(found), indent=1), "utf-8")
+    picture = compare.plot(found, run.folder / "compare.png")
+    return found, f"{compare.words(found)}\n\n{picture}"
 
 
 def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan.run import load
 
     run = load(options.run)
-    result = run.evaluate(options.guidance)
+    result = run.evaluate(
+        options.guidance,
+        variance=options.variance,
+        bound_steps=options.bound_steps,
+        on_trajectory=options.trajectory,
+    )
     bits, quality = result["bits_per_dim"], result["quality"]
     lines = [
         f"{result['run']}, step {result['step']}",
@@ -143,7 +219,8 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         f"  reconstruction                     {bits['reconstruction']:.4f}",
         f"  prior                              {bits['prior']:.4f}",
         f"  matching                           {bits['matching']:.4f}",
-        f"  ({bits['examples']} images, {bits['steps']} steps, variance {bits['variance']}, {bits['terms']} terms)",
+        f"  ({bits['examples']} images, {bits['steps']} steps on the {bits['grid']} grid, variance {bits['variance']}, "
+        f"{bits['terms']} terms)",
     ]
     if quality:
         real = quality["held_out"]
@@ -216,6 +293,23 @@ class _TrainHelp(argparse.Action):
         parser.exit()
 
 
+def _sampling_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--solver", metavar="WORDS", help='such as auto, tuned, "ddim eta=0.5", "dpm_solver++ order=3"'
+    )
+    command.add_argument(
+        "--grid", metavar="WORDS", help='such as karras, "rectified shift=3", trajectory, or 1,0.6,0.2'
+    )
+    command.add_argument("--steps", type=int, help="steps from noise to data")
+    command.add_argument("--guidance", type=float, help="classifier-free weight w: 0 none; x0(c) + w (x0(c) - x0())")
+    command.add_argument(
+        "--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide between these noise levels sigma/alpha"
+    )
+    command.add_argument("--rescale", type=float, help="guided contrast towards the unguided, 0 to 1")
+    command.add_argument("--threshold", type=float, help="dynamic thresholding of x0 at this quantile, such as 0.995")
+    command.add_argument("--corrector", metavar="WORDS", help='such as "langevin snr=0.16 steps=1"')
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kuosan", description="Diffusion models: train, sample, measure.")
     parser.add_argument("--version", action="version", version=f"kuosan {__version__}")
@@ -238,16 +332,40 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("-n", "--count", type=int, help="how many (default 16)")
     draw.add_argument("--seeds", type=_numbers, help="one for each sample, like 0-15,20 (default 0, 1, 2, ...)")
     draw.add_argument("--class", dest="classes", metavar="NAMES", help="classes asked for, in turn, like 3 or 0,1,2")
-    draw.add_argument("--solver", metavar="WORDS", help='such as "ddim eta=0.5" or "ancestral temperature=1"')
-    draw.add_argument("--steps", type=int, help="network evaluations for each sample")
-    draw.add_argument("--guidance", type=float, help="classifier-free weight w: 0 none; x0(c) + w (x0(c) - x0())")
+    _sampling_options(draw)
+    draw.add_argument("--batch-size", type=int, default=256, help="samples at once (default 256)")
     draw.add_argument("--out", metavar="FOLDER", help="where to write them (default: RUN/samples)")
+
+    fit = add("tune", _tune, "fit a table of few evaluations to a run; `kuosan sample` then uses it")
+    fit.add_argument("run", metavar="RUN", help="a run's folder")
+    fit.add_argument("--steps", type=int, required=True, help="evaluations of the table")
+    fit.add_argument("--guidance", type=float, help="the weight w that it is for (default: the recipe's)")
+    fit.add_argument("--pairs", type=int, help="samples to fit (default 2048)")
+    fit.add_argument("--iterations", type=int, help="of gradient descent (default 1000)")
+    fit.add_argument("--batch-size", type=int, help="samples of each iteration (default 128)")
+    fit.add_argument("--fine", type=int, help="steps of the fine solution that is fitted (default 100)")
+    fit.add_argument("--seed", type=int, help="the same seed gives the same table (default 0)")
+
+    show = add("table", _table, "print a sampler as the numbers that it is")
+    show.add_argument("run", metavar="RUN", help="a run's folder")
+    _sampling_options(show)
+    show.add_argument("--plot", metavar="FILE.png", help="also draw it")
+
+    beside = add("compare", _compare, "solvers side by side: error and quality against evaluations")
+    beside.add_argument("run", metavar="RUN", help="a run's folder")
+    beside.add_argument("--solvers", nargs="+", metavar="WORDS", help='such as auto tuned "dpm_solver++ order=3"')
+    beside.add_argument("--evaluations", type=_numbers, help="budgets like 5,10,20")
+    beside.add_argument("-n", "--count", type=int, default=1000, help="samples of each (default 1000)")
+    beside.add_argument("--guidance", type=float, help="classifier-free weight w (default: the recipe's)")
 
     measure = add(
         "evaluate", _evaluate, "measure a run: its held-out bound in bits per dimension, its samples' quality"
     )
     measure.add_argument("run", metavar="RUN", help="a run's folder")
     measure.add_argument("--guidance", type=float, help="weight w for the samples (default: the recipe's)")
+    measure.add_argument("--variance", help="of the bound: beta_tilde, beta, learned, posterior, optimal, ...")
+    measure.add_argument("--bound-steps", type=int, metavar="K", help="steps of the bound's chain")
+    measure.add_argument("--trajectory", action="store_true", help="the bound on the best K times, by its own search")
 
     page = add("report", _report, "write a run's report: one HTML page that needs nothing else")
     page.add_argument("run", metavar="RUN", help="a run's folder")

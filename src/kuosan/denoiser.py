@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,10 @@ class EDM:
         label = -process.log_snr(t).clamp(-40, 40) / 8
         return alpha * self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), total.rsqrt(), label
 
+    def energy_gain(self, process: Process, t: Time) -> tuple[Tensor]:
+        r""":math:`\alpha\sigma_d/\sigma`: what an energy is multiplied by for its slope to be the F above. Float64."""
+        return (self.sigma_data * torch.exp(0.5 * process.log_snr(t)),)
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -55,18 +61,40 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+def slope(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """(values (B,), gradient of x's shape) of a function from x (B, ...) to one number for each example.
+
+    Under ``no_grad`` too; where gradients are on, the gradient can itself be differentiated: a loss of it trains.
+
+    Raises:
+        ValueError: not one number for each example, or numbers that do not depend on x.
+    """
+    training = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x if training and x.requires_grad else x.detach().requires_grad_()
+        values = function(x)
+        if values.shape != x.shape[:1]:
+            raise ValueError(f"one number for each of {len(x)} examples expected, got shape {tuple(values.shape)}")
+        if not values.requires_grad:
+            raise ValueError("the numbers do not depend on x, or not in a way that can be differentiated")
+        (gradient,) = torch.autograd.grad(values.sum(), x, create_graph=training)
+    return (values, gradient) if training else (values.detach(), gradient)
+
+
 class Denoiser(nn.Module):
     """A network read as a denoiser: ``denoiser(x_t, t, condition) -> Prediction``.
 
     Args:
         network: any module called as ``network(x, t, condition)`` with x (B, ...) and t (B,): the time in [0, 1], or
             EDM's noise label under that preconditioning. It returns x's shape; with ``learned_variance`` two of them
-            stacked along dimension 1; for "levels" logits of x's shape with one more dimension of size L.
+            stacked along dimension 1; for "levels" logits of x's shape with one more dimension of size L; for "energy"
+            one number for each example, (B,).
         process: the forward process.
-        predicts: "x0", "eps", "score", "v", "velocity" or "levels". With levels, the logits are multiplied by the
-            Gaussian likelihood of x_t (the network only has to say what x_t itself does not), and x0 is the mean.
+        predicts: "x0", "eps", "score", "v", "velocity", "flow", "levels" or "energy". With levels, the logits are
+            multiplied by the Gaussian likelihood of x_t (the network only has to say what x_t itself does not), and x0
+            is the mean. With energy, the score is minus its gradient (:meth:`energy`).
         preconditioning: None or :class:`EDM`. EDM scales the network's output into an x0; for levels only the input and
-            the label.
+            the label; for an energy see :meth:`energy`.
         levels: the number of levels of discrete data, evenly spaced over [-1, 1]; None for continuous data.
         learned_variance: the network also says where the reverse variance lies between beta-tilde and beta
             (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15), as a value in [-1, 1].
@@ -85,18 +113,23 @@ class Denoiser(nn.Module):
         learned_variance: bool = False,
     ):
         super().__init__()
-        if predicts not in (*FORMS, "levels"):
-            raise ValueError(f"predicts must be one of {', '.join(FORMS)} or levels, got {predicts!r}")
-        if preconditioning is not None and predicts not in ("x0", "levels"):
+        if predicts not in (*FORMS, "levels", "energy"):
+            raise ValueError(f"predicts must be one of {', '.join(FORMS)}, levels or energy, got {predicts!r}")
+        if preconditioning is not None and predicts not in ("x0", "levels", "energy"):
             raise ValueError(f'EDM preconditioning makes the output an x0: use predicts="x0", not {predicts!r}')
         if predicts == "levels" and levels is None:
             raise ValueError('predicts="levels" needs to know how many: pass levels=')
         if predicts == "levels" and learned_variance:
             raise ValueError("a distribution over levels already has a variance: drop learned_variance")
+        if predicts == "energy" and learned_variance:
+            raise ValueError("an energy is one number, with no room for a variance: drop learned_variance")
         if levels is not None and levels < 2:
             raise ValueError(f"discrete data has at least 2 levels, got {levels}")
         self.network, self.process, self.predicts = network, process, predicts
         self.preconditioning, self.levels, self.learned_variance = preconditioning, levels, learned_variance
+        # in a list, so that it is not registered twice: looking for it at every call would cost more than a small sum
+        self._first_parameter = [next((p for p in network.parameters() if p.is_floating_point()), None)]
+        self._labels: dict[Any, Tensor] = {}
 
     def around(self, network: nn.Module) -> Denoiser:
         """The same reading of another network: this one compiled, distributed, or another checkpoint."""
@@ -113,18 +146,14 @@ class Denoiser(nn.Module):
         """Raises ValueError if t is not of shape () or (B,), or the network's output has the wrong shape."""
         if isinstance(t, Tensor):
             t = float64(t)
-            expand(t, x_t)  # says what is wrong with a t of another shape
-        if self.preconditioning is None:
-            scaled, label = x_t, t
-        else:
-            skip, out, scale, label = self.process.at(self.preconditioning.coefficients, t)
-            scaled = expand(scale, x_t) * x_t
-        dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x_t.dtype)
-        if isinstance(label, Tensor):
-            label = label.to(device=x_t.device, dtype=dtype).expand(x_t.shape[0])
-        else:
-            label = torch.full((x_t.shape[0],), label, device=x_t.device, dtype=dtype)
-        output = self.network(scaled.to(dtype), label, condition).to(x_t.dtype)
+        elif t > 0 and self.predicts in ("eps", "score", "energy") and self.process.at(Process.scales, t)[0] == 0:
+            # from noise alone (the rectified flow at t = 1) they say nothing of x0: asked where a thousandth is signal
+            first = float(self.process.schedule.time_of(-2 * math.log(1000.0)))
+            said = self(x_t, first, condition)
+            return replace(said, t=t, form="x0", value=said.x0)
+        if self.predicts == "energy":
+            return Prediction(self.process, t, x_t, "score", -slope(lambda x: self.energy(x, t, condition), x_t)[1])
+        output, skip, out, _ = self._ask(x_t, t, condition)
         if self.predicts == "levels":
             return self._levels(x_t, t, output)
         fraction = None
@@ -137,7 +166,58 @@ class Denoiser(nn.Module):
             output = expand(skip, x_t) * x_t + expand(out, x_t) * output
         return Prediction(self.process, t, x_t, self.predicts, output, fraction)
 
-    def _levels(self, x_t: Tensor, t: Tensor, logits: Tensor) -> Prediction:
+    def energy(self, x_t: Tensor, t: Time, condition: object = None) -> Tensor:
+        r"""E(x_t, t), (B,): minus the log density of x_t up to a number that the network does not know.
+
+        The network's own output; under EDM's preconditioning with the network G
+
+        .. math:: E = \frac{\|u\|^2}2 + \frac{\alpha\sigma_d}{\sigma}\,G(u, \tfrac14\log\tfrac\sigma\alpha),
+            \qquad u = \frac{x_t}{\sqrt{\sigma^2+\alpha^2\sigma_d^2}}
+
+        whose score is that of EDM's x0 with :math:`F = -\nabla_u G`: of unit variance at every level of noise.
+
+        Raises:
+            ValueError: the denoiser does not predict an energy, or the network's output is not of shape (B,).
+        """
+        if self.predicts != "energy":
+            raise ValueError(f'only a denoiser with predicts="energy" knows one; this one predicts {self.predicts}')
+        output, _, _, scaled = self._ask(x_t, t, condition)
+        self._check(output, x_t.shape[:1])
+        if self.preconditioning is None:
+            return output
+        (gain,) = self.process.at(self.preconditioning.energy_gain, t)
+        return 0.5 * (scaled**2).flatten(1).sum(1) + expand(gain, output) * output
+
+    def _ask(self, x_t: Tensor, t: Time, condition: object) -> tuple[Tensor, Any, Any, Tensor]:
+        """(the network's output, skip, out, the network's input)."""
+        if isinstance(t, Tensor):
+            expand(t, x_t)  # says what is wrong with a t of another shape
+        skip, out, scaled, label = None, None, x_t, t
+        if self.preconditioning is not None:
+            skip, out, scale, label = self.process.at(self.preconditioning.coefficients, t)
+            scaled = expand(scale, x_t) * x_t
+        parameter = self._first_parameter[0]
+        dtype = x_t.dtype if parameter is None else parameter.dtype
+        if isinstance(label, Tensor):
+            label = label.to(device=x_t.device, dtype=dtype).expand(x_t.shape[0])
+        else:
+            label = self._label(label, x_t, dtype)
+        output = self.network(scaled if scaled.dtype == dtype else scaled.to(dtype), label, condition)
+        return output if output.dtype == x_t.dtype else output.to(x_t.dtype), skip, out, scaled
+
+    def _label(self, label: float, x_t: Tensor, dtype: torch.dtype) -> Tensor:
+        """One number for each example, (B,), kept: samplers ask for the same again in every batch."""
+        key = (label, dtype, x_t.device)
+        kept = self._labels.get(key)
+        if kept is None or torch.is_inference_mode_enabled():
+            kept = torch.tensor(label, device=x_t.device, dtype=dtype)
+            if not torch.is_inference_mode_enabled():
+                if len(self._labels) >= 10_000:
+                    self._labels.clear()
+                self._labels[key] = kept
+        return kept.expand(x_t.shape[0])  # which cannot be written into
+
+    def _levels(self, x_t: Tensor, t: Time, logits: Tensor) -> Prediction:
         assert self.levels is not None
         self._check(logits, (*x_t.shape, self.levels))
         values = self.level_values.to(x_t)

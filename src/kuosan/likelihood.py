@@ -16,7 +16,7 @@ from kuosan.prediction import Prediction
 from kuosan.process import Grid
 from kuosan.schedules import Time
 from kuosan.seeds import stream
-from kuosan.variance import check_variance, reverse
+from kuosan.variance import Choice, OptimalVariance, check_variance, reverse
 
 TERMS = ("all", "random", "stratified")
 
@@ -73,12 +73,13 @@ def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, variance: Tensor, lev
 
 
 def reconstruction_term(
-    denoiser: Denoiser, prediction: Prediction, x_0: Tensor, decoder_variance: float | None
+    denoiser: Denoiser, prediction: Prediction, x_0: Tensor, decoder_variance: float | Tensor | None
 ) -> Tensor:
     """log p(x_0 | x_1) for each example, nats: the last step of the chain, from the first noisy time to the data.
 
     A network that predicts levels is its own decoder; otherwise it is a Gaussian around x0-hat, cut into bins for
-    discrete data, with the given variance (None: sigma_1^2 / alpha_1^2, right if the data were flat).
+    discrete data, with the given variance, a number or one for each coordinate (None: sigma_1^2 / alpha_1^2, right if
+    the data were flat).
     """
     if prediction.log_levels is not None and denoiser.levels is not None:
         index = level_of(x_0, denoiser.levels)
@@ -91,7 +92,7 @@ def reconstruction_term(
     return per_example(Gaussian(prediction.x0, variance).log_prob(x_0))
 
 
-def matching_term(prediction: Prediction, x_0: Tensor, s: Time, variance: str) -> Tensor:
+def matching_term(prediction: Prediction, x_0: Tensor, s: Time, variance: Choice) -> Tensor:
     """KL(q(x_s|x_t,x_0) || p(x_s|x_t)) for each example, nats (Ho et al. 2020, arXiv 2006.11239, eq. 5)."""
     exact = prediction.process.posterior(prediction.x_t, prediction.t, x_0, s)
     return per_example(exact.kl(reverse(prediction, s, variance)))
@@ -181,7 +182,7 @@ def elbo(
     *,
     steps: int | None = None,
     grid: Grid | None = None,
-    variance: str = "beta_tilde",
+    variance: Choice = "beta_tilde",
     decoder_variance: float | None = None,
     terms: str = "all",
     draws: int = 1,
@@ -203,8 +204,10 @@ def elbo(
         x_0: (B, ...), on the levels if discrete.
         condition: (B, ...) or None.
         steps: K, on :meth:`Process.grid <kuosan.Process.grid>`; or give ``grid``.
-        variance: "beta_tilde", "beta", "learned" or "posterior" (:mod:`kuosan.variance`).
-        decoder_variance: of the last step, for a network that predicts a point; None: sigma^2 / alpha^2 there.
+        variance: "beta_tilde", "beta", "learned" or "posterior" (:mod:`kuosan.variance`), or the optimal one, measured
+            (:func:`kuosan.optimal.measure`).
+        decoder_variance: of the last step, for a network that predicts a point; None: the optimal one, M_t there, if
+            ``variance`` was measured, otherwise sigma^2 / alpha^2.
         terms: "all" sums every t; "random" draws one t for each example and draw, "stratified" the same with the t's
             of the whole batch spread evenly. All three are unbiased.
         draws: how many times each is repeated.
@@ -231,11 +234,16 @@ def elbo(
     if condition is not None and len(condition) != len(x_0):
         raise ValueError(f"one condition for each example expected: {len(x_0)} examples, {len(condition)} conditions")
     process = denoiser.process
+    if isinstance(variance, OptimalVariance):
+        variance.check(process, x_0.shape[1:])
     if grid is None:
         assert steps is not None
         grid = process.grid(steps)
     times = torch.tensor(grid.times[::-1], dtype=torch.float64)  # increasing
     n, dimensions = len(x_0), x_0[0].numel()
+    decoding: float | Tensor | None = decoder_variance
+    if decoding is None and isinstance(variance, OptimalVariance):
+        decoding = variance.mean_squared_error(times[0])
     generator = stream("bound", seed)
 
     def predict(rows: Tensor, t: Tensor) -> tuple[Prediction, Tensor]:
@@ -248,7 +256,7 @@ def elbo(
     with evaluating(denoiser):
         for rows in torch.arange(n).repeat(draws).split(batch_size):
             prediction, x = predict(rows, times[:1].expand(len(rows)))
-            value = reconstruction_term(denoiser, prediction, x, decoder_variance).double().cpu()
+            value = reconstruction_term(denoiser, prediction, x, decoding).double().cpu()
             reconstruction.index_add_(0, rows, value / draws)
         if len(matching):
             visits = _steps_to_visit(terms, n, len(matching), draws, generator)

@@ -25,12 +25,24 @@ from kuosan.prediction import Prediction
 from kuosan.process import expand
 from kuosan.progress import Progress
 from kuosan.run import Run
-from kuosan.solvers import Ancestral, Noise, Solver
+from kuosan.solvers import Ancestral, Auto, LinearBetaTime, Noise
 from kuosan.solvers import run as execute
 
 EVALUATIONS = (1, 2, 3, 5, 10, 20, 50, 100)
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1)
 SHARES = {"samples": 0.15, "bound": 0.2, "evaluations": 0.3, "temperature": 0.35}  # of the time budget
+#: Of the page, in its order.
+SECTIONS = (
+    "facts",
+    "samples",
+    "way",
+    "loss",
+    "bits_per_dim",
+    "evaluations",
+    "solvers",
+    "temperature",
+    "neighbours",
+)
 MOST_CLASSES = 20  # rows of samples
 
 
@@ -92,7 +104,17 @@ class Measurements:
     def everything(self) -> tuple[dict[str, Any], dict[str, Any]]:
         numbers: dict[str, Any] = {}
         pictures: dict[str, Any] = {}
-        for section in ("facts", "samples", "way", "loss", "bits_per_dim", "evaluations", "temperature", "neighbours"):
+        for section in (
+            "facts",
+            "samples",
+            "way",
+            "loss",
+            "bits_per_dim",
+            "evaluations",
+            "solvers",
+            "temperature",
+            "neighbours",
+        ):
             numbers[section], pictures[section] = getattr(self, section)()
         numbers["quality"], numbers["provenance"] = self.quality(), self.provenance()
         return numbers, pictures
@@ -160,10 +182,10 @@ class Measurements:
         return [figures.picture(one, self.run.levels) for one in levels]
 
     def samples(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        run, sampling = self.run, self.run.recipe.sampling
+        run, sampling, how = self.run, self.run.recipe.sampling, self.run.sampler().how
         numbers: dict[str, Any] = {
-            "solver": _words(sampling.solver),
-            "evaluations": run.table().evaluations,
+            "solver": how["solver"] if "tuned" in how["solver"] else _words(sampling.solver),
+            "evaluations": how["evaluations"],
             "guidance": sampling.guidance,
             "clip": sampling.clip,
         }
@@ -180,7 +202,8 @@ class Measurements:
 
     def way(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """One sample from noise to data with the recipe's solver, seed 0: what `kuosan sample` draws first."""
-        run, model, table = self.run, self.run.model(), self.run.table()
+        run, sampler = self.run, self.run.sampler()
+        model, table = sampler.model, sampler.table
         seen: list[tuple[float, Tensor, Tensor]] = []
 
         def watch(i: int, x: Tensor, prediction: Prediction) -> None:
@@ -193,7 +216,9 @@ class Measurements:
         labels = run.labels_for(1)
         x_init = (model.process.prior(table.times[0]).std.float() * noise.draw()).to(device)
         condition = None if labels is None else labels.to(device)
-        end = execute(table, model, x_init, noise.draw, condition, transform=run.transform, watch=watch)[0].cpu()
+        correct = sampler.corrector.on(model, noise.draw, condition) if sampler.corrector else None
+        how: dict[str, Any] = {"transform": sampler.transform, "correct": correct, "watch": watch}
+        end = execute(table, model, x_init, noise.draw, condition, **how)[0].cpu()
         last = figures.shades(to_pixels(to_levels(end, run.levels), run.levels))
         seen.append((0.0, last, last))
         shown = [seen[i] for i in np.unique(np.linspace(0, len(seen) - 1, 10).round().astype(int))]
@@ -245,10 +270,13 @@ class Measurements:
                 "terms": "stratified",
                 "draws": bound.draws,
             }
-        if self.evaluation is not None:
-            numbers["held_out"] = self.evaluation["bits_per_dim"]
+        evaluated = (self.evaluation or {}).get("bits_per_dim", {})
+        found = (evaluated.get("steps"), evaluated.get("variance"), evaluated.get("grid", "even"))
+        comparable = found == (len(splits["train"].times), section.variance, "even")
+        if comparable:  # the same bound as of the training images
+            numbers["held_out"] = evaluated
         by_level = run.recipe.denoiser.predicts == "levels"
-        numbers["from_evaluation"] = self.evaluation is not None
+        numbers["from_evaluation"] = comparable
         numbers["estimate"] = {"examples": len(splits["held_out"].total), "draws": splits["held_out"].draws}
         numbers["decoder"] = (
             f"the network’s own probabilities of the {run.levels} levels"
@@ -268,8 +296,29 @@ class Measurements:
         while len(settings) > 4 and 32 * sum(settings) * self.cost > SHARES["evaluations"] * self.budget:
             settings.pop()
         n = self._count("evaluations", sum(settings), least=32)
-        found, pictures = self._sweep("evaluations", settings, [(None, k) for k in settings], n, log=True)
-        return found | {"solver": _words(self.run.recipe.sampling.solver)}, pictures
+        sampling = self.run.recipe.sampling
+        fixed = (
+            sampling.solver["kind"] in ("auto", "tuned") and sampling.grid is None
+        )  # not a tuned table here and there
+        rule: dict[str, Any] = {"solver": Auto(), "grid": LinearBetaTime()} if fixed else {}
+        tries, counts = [], []
+        for steps in settings:
+            try:
+                counts.append(self.run.sampler(steps=steps, **rule).how["evaluations"])
+            except ValueError:  # fewer steps than the solver's order
+                continue
+            tries.append({"steps": steps, **rule})
+        found, pictures = self._sweep("evaluations", counts, tries, n, log=True)
+        return found | {"solver": "auto" if fixed else _words(sampling.solver)}, pictures
+
+    def solvers(self) -> tuple[dict[str, Any] | None, str | None]:
+        """What `kuosan compare` found, if it was of this step."""
+        try:
+            found = json.loads((self.run.folder / "compare.json").read_text("utf-8"))
+            picture = (self.run.folder / "compare.png").read_bytes()
+        except (FileNotFoundError, ValueError):
+            return None, None
+        return (found, figures.uri(picture, "png")) if found.get("step") == self.run.step else (None, None)
 
     def temperature(self) -> tuple[dict[str, Any], dict[str, Any]]:
         lengths = [min(k, self.longest) for k in (100, 50, 20)]
@@ -277,20 +326,20 @@ class Measurements:
         steps = (fitting or lengths[-1:])[0]
         n = self._count("temperature", steps * len(TEMPERATURES), least=32)
         variance = self.run.recipe.sampling.solver.get("variance", "beta_tilde")
-        tries = [(Ancestral(variance=variance, temperature=value), steps) for value in TEMPERATURES]
+        tries = [{"solver": Ancestral(variance=variance, temperature=value), "steps": steps} for value in TEMPERATURES]
         found, pictures = self._sweep("temperature", TEMPERATURES, tries, n, log=False)
         return found | {"evaluations": steps, "variance": variance}, pictures
 
     def _sweep(
-        self, name: str, settings: Sequence[float], tries: Sequence[tuple[Solver | None, int]], n: int, log: bool
+        self, name: str, settings: Sequence[float], tries: Sequence[Mapping[str, Any]], n: int, log: bool
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Draw the same n seeds with each solver and number of steps, and measure each set."""
         run, points, rows = self.run, [], []
         n = n if self.yardstick.judge else _most_compared(run, n)
         labels = run.labels_for(n)
         progress = Progress(name)
-        for done, (setting, (solver, steps)) in enumerate(zip(settings, tries, strict=True), 1):
-            levels = run.sample(n, solver=solver, steps=steps)
+        for done, (setting, how) in enumerate(zip(settings, tries, strict=True), 1):
+            levels = run.sample(n, **how)
             points.append({name: setting} | self.yardstick(levels, labels))
             rows.append({"setting": setting, "images": self._pictures(levels[:12])})
             progress(done, len(settings))

@@ -113,6 +113,10 @@ class Mixture:
         """The perfect denoiser of this data under a process; x has shape (B, d)."""
         return Denoiser(_PosteriorMean(self, process), process, predicts="x0")
 
+    def energy_denoiser(self, process: Process) -> Denoiser:
+        """The same as an energy, E = -log q_t: ``denoiser.energy`` is exact, with its constant."""
+        return Denoiser(_Energy(self, process), process, predicts="energy")
+
 
 class _PosteriorMean(nn.Module):
     def __init__(self, mixture: Mixture, process: Process):
@@ -121,3 +125,8 @@ class _PosteriorMean(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, condition: object = None) -> Tensor:
         return self.mixture.posterior_mean(x_t, self.process, t).to(x_t.dtype)
+
+
+class _Energy(_PosteriorMean):
+    def forward(self, x_t: Tensor, t: Tensor, condition: object = None) -> Tensor:
+        return -self.mixture.log_prob(x_t, self.process, t)

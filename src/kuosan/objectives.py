@@ -316,7 +316,7 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Simple:
-    """The plain squared error of ``target``; None: of whatever the network itself predicts (x0, for levels)."""
+    """The plain squared error of ``target``; None: of what the network predicts (x0 for levels, eps for energies)."""
 
     target: str | None = None
     times: TimeSampler = Stratified()
@@ -326,7 +326,7 @@ class Simple:
             Plain(self.target)  # says what a target may be
 
     def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None):
-        own = "x0" if denoiser.predicts == "levels" else denoiser.predicts
+        own = {"levels": "x0", "energy": "eps"}.get(denoiser.predicts, denoiser.predicts)
         loss = Weighted(Plain(self.target or own), self.times)
         return loss(denoiser, x_0, condition, t=t, noise=noise, generator=generator)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,18 +48,19 @@ def target(form: str, process: Process, t: Time, x_0: Tensor, eps: Tensor) -> Te
     return expand(a, x_0) * x_0 + expand(b, x_0) * eps
 
 
-@cache
-def conversion(given: str, wanted: str) -> Callable[[Process, Time], tuple[Tensor, Tensor]]:
+@dataclass(frozen=True)
+class conversion:  # called and used as a function
     """The function of (process, t) whose (p, q) make wanted = p x_t + q given: the solution of the two equations."""
 
-    def coefficients(process: Process, t: Time) -> tuple[Tensor, Tensor]:
+    given: str
+    wanted: str
+
+    def __call__(self, process: Process, t: Time) -> tuple[Tensor, Tensor]:
         alpha, sigma = process.scales(t)
-        a, b = FORMS[given](process, t)
-        c, d = FORMS[wanted](process, t)
+        a, b = FORMS[self.given](process, t)
+        c, d = FORMS[self.wanted](process, t)
         det = alpha * b - sigma * a
         return (c * b - d * a) / det, (alpha * d - sigma * c) / det
-
-    return coefficients
 
 
 def log_gain(form: str, process: Process, t: Time) -> Tensor:
@@ -148,3 +149,11 @@ class Prediction:
     def with_x0(self, x_0: Tensor) -> Prediction:
         """The same prediction with its x0 replaced: clipped, thresholded, rounded or guided."""
         return replace(self, form="x0", value=x_0, log_levels=None)
+
+    def tilted(self, gradient: Tensor) -> Prediction:
+        r"""The prediction for the density multiplied by :math:`e^{h(x_t)}`, given the gradient of h: the score plus it.
+
+        In x0 that is :math:`\hat x_0 + \sigma_t^2/\alpha_t\,\nabla h`; it is added in the form that the prediction has.
+        """
+        _, gain = self.process.at(conversion("score", self.form), self.t)
+        return replace(self, value=self.value + expand(gain, self.x_t) * gradient, log_levels=None)

@@ -14,7 +14,7 @@ from kuosan.schedules import CONVENTIONS, EARLIEST, Schedule, Time, float64
 
 
 def expand(coefficient: Tensor | float, x: Tensor) -> Any:
-    """A coefficient of shape () or (B,) in a shape, dtype and device that multiplies x (B, ...); a number is left as it is.
+    """A coefficient of shape () or (B,) as a tensor that multiplies x of shape (B, ...); a number is left as it is.
 
     Raises:
         ValueError: the coefficient is per sample and there are not as many samples.
@@ -81,7 +81,7 @@ class Process:
     _known: dict[Any, tuple[float, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def at(self, function: Callable[[Process, Time], tuple[Tensor, ...]], t: Time) -> tuple[Any, ...]:
-        """``function(self, t)``; for a t that is a number, as numbers, computed once: samplers ask the same over and over.
+        """``function(self, t)``; for a t that is a number, as numbers, computed once: samplers ask again and again.
 
         Args:
             function: something that stays, such as ``Process.scales``: it is the key under which the numbers are kept.

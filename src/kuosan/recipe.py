@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
@@ -54,7 +55,8 @@ class DenoiserSection(Section):
     """What the network predicts and how it is preconditioned."""
 
     predicts: Annotated[
-        Literal["x0", "eps", "score", "v", "velocity", "levels"], Field(description="what the network's output means")
+        Literal["x0", "eps", "score", "v", "velocity", "levels", "energy"],
+        Field(description="what the network's output means"),
     ] = "v"
     preconditioning: Annotated[Literal["none", "edm"], Field(description="edm: unit variance in and out")] = "none"
     sigma_data: Annotated[Positive, Field(description="standard deviation of the data, for edm")] = 0.5
@@ -94,12 +96,27 @@ class Training(Section):
 class Sampling(Section):
     """What `kuosan sample` does unless told otherwise."""
 
-    solver: Annotated[dict[str, Any], Field(description="kind = ddim | ancestral, and its own settings")] = Field(
-        default_factory=lambda: {"kind": "ddim"}
+    solver: Annotated[dict[str, Any], Field(description="kind = auto | ddim | ..., and its own settings")] = Field(
+        default_factory=lambda: {"kind": "auto"}
     )
-    steps: Annotated[Count, Field(description="network evaluations per sample")] = 50
+    grid: Annotated[dict[str, Any] | None, Field(description="kind = karras | ..., of its times; none: its own")] = None
+    steps: Annotated[Count, Field(description="steps from noise to data")] = 20
     guidance: Annotated[float, Field(ge=-1, description="classifier-free weight w; 0: none")] = 0.0
+    interval: Annotated[
+        tuple[float, float], Field(strict=False, description="noise levels sigma/alpha between which guidance acts")
+    ] = (0.0, math.inf)
+    rescale: Annotated[float, Field(ge=0, le=1, description="towards the unguided contrast; 0: not at all")] = 0.0
     clip: Annotated[bool, Field(description="keep every x0-hat within [-1, 1]")] = True
+    threshold: Annotated[float, Field(ge=0, lt=1, description="dynamic thresholding at this quantile; 0: none")] = 0.0
+    corrector: Annotated[dict[str, Any] | None, Field(description="kind = langevin | mala, and its settings")] = None
+
+    @model_validator(mode="after")
+    def _one_transform(self) -> Sampling:
+        if not self.interval[0] < self.interval[1]:
+            raise ValueError(f"interval is a lower and a higher noise level, got {list(self.interval)}")
+        if self.threshold and self.clip:
+            raise ValueError("threshold takes the place of clip: set clip = false")
+        return self
 
 
 class Evaluation(Section):
@@ -107,7 +124,8 @@ class Evaluation(Section):
 
     bound_steps: Annotated[Count, Field(description="K, the steps of the chain whose bound is reported")] = 1000
     variance: Annotated[
-        Literal["beta_tilde", "beta", "learned", "posterior"], Field(description="of the reverse steps in the bound")
+        Literal["beta_tilde", "beta", "learned", "posterior", "optimal", "optimal_per_dimension"],
+        Field(description="of the reverse steps in the bound"),
     ] = "beta"
     terms: Annotated[Literal["all", "random", "stratified"], Field(description="how the sum over t is estimated")] = (
         "all"
@@ -137,6 +155,8 @@ class Recipe(Section):
             raise ValueError('evaluation.variance = "posterior" needs denoiser.predicts = "levels"')
         if self.evaluation.variance == "learned" and not self.denoiser.learned_variance:
             raise ValueError('evaluation.variance = "learned" needs denoiser.learned_variance = true')
+        if self.denoiser.predicts == "energy" and self.training.compile:
+            raise ValueError("torch.compile cannot differentiate twice, which an energy needs: drop training.compile")
         if self.sampling.guidance != 0 and not self.data.conditional:
             raise ValueError("sampling.guidance needs data.conditional = true: there is nothing to guide towards")
         return self
@@ -186,6 +206,8 @@ def _override(table: dict[str, Any], override: str) -> None:
 
 def as_table(words: Sequence[str]) -> dict[str, Any]:
     """A kind and its settings from words such as ["ddim", "eta=0.5"]."""
+    if not words:
+        raise RecipeError("a kind is expected, such as ddim, with its settings; got nothing")
     table: dict[str, Any] = {"kind": words[0]}
     for word in words[1:]:
         _override(table, word)

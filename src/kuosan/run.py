@@ -1,40 +1,39 @@
-"""A run: a folder that explains itself. Train one from a recipe; load one and sample, evaluate or report."""
+"""A run: a folder that explains itself. Load one and sample, tune, evaluate or report."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import kuosan
 from kuosan import recipe as recipes
-from kuosan.build import make_denoiser, make_objective, make_solver
+from kuosan.build import make_denoiser, make_solver
 from kuosan.denoiser import Denoiser
 from kuosan.fetch import to_stderr
 from kuosan.image import data as image_data
-from kuosan.image.data import Examples, ImageData, to_levels, to_pixels
+from kuosan.image.data import ImageData, to_levels, to_pixels
 from kuosan.image.judge import Judge
 from kuosan.image.pictures import good_scale, save_png, sheet
 from kuosan.likelihood import Bound, elbo
+from kuosan.optimal import measure, weights_fingerprint
 from kuosan.plain import plain
 from kuosan.process import Grid
 from kuosan.progress import Progress
 from kuosan.recipe import Recipe, RecipeError
+from kuosan.sampler import Sampler, Settings, TunedTables, sampler
 from kuosan.seeds import stream
-from kuosan.solvers import ClassifierFree, Model, Solver, Table, sample
+from kuosan.solvers import Solver, Tuned, UniformTime, sample, sample_batches, tune
+from kuosan.solvers.noise import measured
 from kuosan.training.checkpoint import CheckpointStore
 from kuosan.training.ema import load_parameters
-from kuosan.training.loop import Trainer
-from kuosan.training.processes import Processes, joined
+from kuosan.trajectory import trajectory
+from kuosan.variance import MEASURED, Choice, OptimalVariance, VarianceError
 
 
 class RunError(ValueError):
@@ -58,130 +57,22 @@ def read_data(recipe: Recipe) -> ImageData:
     return data
 
 
-class _Source:
-    """A data set's training images as the training loop reads them."""
-
-    def __init__(self, examples: Examples, level_count: int, conditional: bool):
-        self._examples, self._count, self._conditional = examples, level_count, conditional
-        self.shape = tuple(examples.levels.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        labels = self._examples.labels
-        x_0 = to_pixels(self._examples.levels[index], self._count)
-        return x_0, labels[index] if self._conditional and labels is not None else None
+def unmeasured_solver(recipe: Recipe) -> Solver:
+    """The recipe's solver; a variance that is measured of the trained model is beta-tilde until then."""
+    kind = recipe.sampling.solver
+    solver = make_solver({"kind": "auto"} if kind.get("kind") == "tuned" else kind)
+    return measured(solver, lambda name: "beta_tilde")
 
 
-def _device() -> torch.device:
+def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run:
-    """Train a recipe in a folder, or go on with the training that the folder holds.
-
-    Args:
-        command: the command line that this is, to be kept with the run.
-
-    Raises:
-        RecipeError: the recipe does not fit its data.
-        RunError: the folder holds the run of another recipe.
-        TrainingError: the loss is not finite.
-        Interrupted: stopped by the user, state saved.
-    """
-    folder = Path(folder)
-    recipe = _with_whole_path(recipe)
-    with joined() as processes:
-        data = read_data(recipe)
-        torch.manual_seed(stream("weights", recipe.seed).initial_seed())
-        denoiser = make_denoiser(recipe, data.shape, data.level_count, len(data.classes or ()))
-        objective = make_objective(recipe)
-        # what sampling and measuring will need is refused now, not after training
-        make_solver(recipe.sampling.solver).table(denoiser.process, steps=recipe.sampling.steps)
-        denoiser.process.grid(recipe.evaluation.bound_steps)
-        run = Run(folder, recipe, _info(recipe, data, denoiser, processes, command))
-        if processes.first:
-            _begin(run)
-        trainer = Trainer(
-            denoiser=denoiser,
-            objective=objective,
-            source=_Source(data.train, data.level_count, recipe.data.conditional),
-            settings=recipe.training,
-            seed=recipe.seed,
-            store=run.store,
-            log=folder / "metrics.jsonl",
-            processes=processes,
-            on_sample=lambda step: run.sheet_while_training(denoiser, step),
-            device=_device(),
-        )
-        trainer.train()
-        return run
-
-
-def _info(
-    recipe: Recipe, data: ImageData, denoiser: Denoiser, processes: Processes, command: str | None
-) -> dict[str, Any]:
-    return {
-        "shape": list(data.shape),
-        "levels": data.level_count,
-        "classes": list(data.classes) if data.classes else None,
-        "data": {
-            "name": data.name,
-            "train": len(data.train),
-            "held_out": len(data.held_out),
-            "licence": data.licence,
-            "source": data.source,
-            "notes": list(data.notes),
-            "sha256": _data_hash(data),
-        },
-        "parameters": sum(p.numel() for p in denoiser.network.parameters()),
-        "seed": recipe.seed,
-        "processes": processes.size,
-        "versions": {"kuosan": kuosan.__version__, "torch": version("torch"), "python": platform.python_version()},
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_device().type}",
-        "command": command,
-    }
-
-
-def _begin(run: Run) -> None:
-    """Write what the run is; a folder that already holds training of this recipe on this data keeps what it has."""
-    folder = run.folder
-    if run.store.steps():
-        before = load(folder)
-        if before.recipe.fingerprint() != run.recipe.fingerprint():
-            raise RunError(f"{folder} holds the run of another recipe; choose another --out, or delete that folder")
-        if before.info["data"]["sha256"] != run.info["data"]["sha256"]:
-            raise RunError(f"{folder} was trained on other data: what it reads has changed since; choose another --out")
-        return
-    if folder.exists() and any(folder.iterdir()) and not (folder / "recipe.toml").exists():
-        raise RunError(f"{folder} is not empty and not a run; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "recipe.toml", run.recipe.to_toml())
-    _write(folder / "run.json", json.dumps(run.info, indent=2, ensure_ascii=False))
-
-
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """The whole file or nothing of it."""
     aside = path.with_suffix(".new")
     aside.write_text(text, "utf-8")
     aside.replace(path)
-
-
-def _with_whole_path(recipe: Recipe) -> Recipe:
-    """The recipe with its folder of data as a path that is right from anywhere."""
-    if recipe.data.folder is None:
-        return recipe
-    whole = str(Path(recipe.data.folder).expanduser().resolve())
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": whole})})
-
-
-def _data_hash(data: ImageData) -> str:
-    digest = hashlib.sha256(repr((data.level_count, data.classes)).encode())
-    for part in (data.train, data.held_out):
-        for tensor in (part.levels, part.labels):
-            digest.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def load(folder: str | Path) -> Run:
@@ -268,7 +159,7 @@ class Run:
         denoiser = make_denoiser(self.recipe, self.shape, self.levels, len(self.classes or ()))
         denoiser.network.load_state_dict(checkpoint.tensors["weights"])
         load_parameters(denoiser.network, checkpoint.tensors["ema"])
-        denoiser.eval().to(_device())
+        denoiser.eval().to(device())
         for p in denoiser.parameters():
             p.requires_grad_(False)
         return denoiser, checkpoint.step, checkpoint.state["seconds"]
@@ -288,6 +179,49 @@ class Run:
         """How long it was trained, in seconds."""
         return self._trained[2]
 
+    # -- the optimal reverse variance ---------------------------------------------------------------------------------
+
+    @cached_property
+    def optimal_variance(self) -> OptimalVariance:
+        """The best reverse variance that does not depend on x_t, for each coordinate; ``.scalar`` for all of them.
+
+        Measured once, on training data and without guidance, and kept in variance.safetensors; measured again if the
+        weights are others.
+        """
+        path, denoiser = self.folder / "variance.safetensors", self.denoiser
+        if path.is_file():
+            try:
+                kept = OptimalVariance.load(path, denoiser.process)
+            except VarianceError as error:
+                to_stderr(f"{error}; measuring again")
+            else:
+                if kept.fingerprint == weights_fingerprint(denoiser):
+                    return kept
+                to_stderr(f"{path} was measured of other weights; measuring again")
+        data = self.data.train
+        x_0 = to_pixels(data.levels, self.levels).to(device())
+        condition = data.labels.to(device()) if self.conditional and data.labels is not None else None
+        draws = 2048 if x_0[0].numel() <= 256 else 512  # the mean over many coordinates needs fewer
+        found = measure(denoiser, x_0, condition, draws=draws, progress=Progress("optimal variance: times"))
+        found.save(path)
+        return found
+
+    def variance(self, choice: Choice) -> Choice:
+        """A choice of reverse variance; what has to be measured, "optimal" or "optimal_per_dimension", measured."""
+        if not isinstance(choice, str) or choice not in MEASURED:
+            return choice
+        return self.optimal_variance.scalar if choice == "optimal" else self.optimal_variance
+
+    def trajectory(self, steps: int, variance: str = "optimal") -> Grid:
+        """The best times for so many steps, by the bound: :func:`kuosan.trajectory.trajectory`.
+
+        Args:
+            variance: of the chain: "optimal", "optimal_per_dimension", "beta" or "beta_tilde".
+        """
+        optimal = self.optimal_variance if variance == "optimal_per_dimension" else self.optimal_variance.scalar
+        rule = "optimal" if variance in MEASURED else variance
+        return trajectory(self.denoiser.process, optimal, steps, variance=rule)
+
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     def class_of(self, name: str | int) -> int:
@@ -302,21 +236,50 @@ class Run:
             return self.classes.index(str(name))
         raise RunError(f"there is no class {name!r}; there are {', '.join(self.classes)}")
 
-    def model(self, guidance: float | None = None) -> Model:
-        """The denoiser, guided if the weight is not 0 (default: the recipe's)."""
-        guidance = self.recipe.sampling.guidance if guidance is None else guidance
-        if guidance == 0:
-            return self.denoiser
-        if not self.conditional:
-            raise RunError(f"{self.folder} was trained without classes: there is nothing to guide towards")
-        return ClassifierFree(self.denoiser, guidance)
+    @property
+    def tuned(self) -> TunedTables:
+        """The tables that were tuned to this run."""
+        return TunedTables(self.folder)
 
-    def table(self, solver: Solver | None = None, steps: int | None = None, grid: Grid | None = None) -> Table:
-        """The sampler as a table; what is not given is the recipe's."""
-        solver = solver or make_solver(self.recipe.sampling.solver)
-        if grid is None:
-            return solver.table(self.denoiser.process, steps=self.recipe.sampling.steps if steps is None else steps)
-        return solver.table(self.denoiser.process, grid)
+    def sampler(self, **settings: Any) -> Sampler:
+        """The model, table and all else that sampling takes; what is not given is the recipe's.
+
+        Args:
+            settings: keys of the recipe's section ``sampling``; solver, grid and corrector may be objects too. The
+                solver {"kind": "tuned"} is the table that `kuosan tune` made; the grid {"kind": "trajectory"} is that
+                of the best bound.
+
+        Raises:
+            ValueError: an unknown setting or an impossible value.
+        """
+        grid = settings.get("grid") or (None if settings.get("solver") else self.recipe.sampling.grid)
+        if isinstance(grid, Mapping) and grid.get("kind") == "trajectory":
+            if len(grid) > 1:
+                raise RecipeError(f"sampling.grid: trajectory has no settings, got {', '.join(grid.keys() - {'kind'})}")
+            settings["grid"] = self.trajectory(settings.get("steps") or self.recipe.sampling.steps)
+        chosen = Settings.of(self.recipe.sampling, **settings)
+        if chosen.solver is not None:
+            chosen = dataclasses.replace(chosen, solver=measured(chosen.solver, self.variance))
+        return sampler(chosen, self.denoiser, self.conditional, self.tuned, to_stderr)
+
+    def tune(self, steps: int, *, settings: Mapping[str, Any] | None = None, **how: Any) -> tuple[Tuned, Path]:
+        """Fit a table of so many evaluations to this run and keep it: :func:`kuosan.solvers.tune`.
+
+        Args:
+            settings: of sampling, such as guidance, that the table is for; default the recipe's.
+            how: pairs, iterations, batch_size, learning_rate, fine, seed, progress.
+        """
+        chosen = Settings.of(self.recipe.sampling, **dict(settings or {}) | {"steps": steps})
+        found = tune(
+            chosen.model(self.denoiser, self.conditional),
+            self.shape,
+            steps,
+            labels=self.labels_for,
+            transform=chosen.transform,
+            device=device(),
+            **how,
+        )
+        return found, self.tuned.save(found, steps, self.tuned.fingerprint(self.denoiser, chosen.section))
 
     def labels_for(self, n: int) -> Tensor | None:
         """Classes in turn for n samples; None for an unconditional model."""
@@ -328,11 +291,9 @@ class Run:
         *,
         seeds: Iterable[int] | None = None,
         labels: Tensor | None = None,
-        solver: Solver | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
         batch_size: int = 256,
         progress: Callable[[int, int], None] | None = None,
+        **settings: Any,
     ) -> Tensor:
         """Samples as levels, uint8 (N, C, H, W); number k depends on seed k and label k only.
 
@@ -340,10 +301,12 @@ class Run:
             count: how many; by default as many as there are seeds.
             seeds: default 0, 1, 2, ...
             labels: class of each, (N,); by default all classes in turn.
-            solver, steps, guidance: default the recipe's.
+            batch_size: samples at once.
+            progress: called with (done, all) after each batch.
+            settings: solver, steps, grid, guidance, ...: of :meth:`sampler`.
 
         Raises:
-            ValueError: no samples, a count and seeds that differ, repeated seeds, steps out of range.
+            ValueError: no samples, a count and seeds that differ, repeated seeds, an impossible setting.
         """
         if count is not None and count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
@@ -352,24 +315,30 @@ class Run:
         seeds = list(range(count or 0) if seeds is None else seeds)
         if count is not None and count != len(seeds):
             raise ValueError(f"count is {count}, but there are {len(seeds)} seeds: one for each sample")
-        labels = self.labels_for(len(seeds)) if labels is None else labels
-        pixels = sample(
-            self.model(guidance),
-            self.shape,
-            seeds=seeds,
-            table=self.table(solver, steps),
-            condition=labels,
-            transform=self.transform,
-            batch_size=batch_size,
-            device=_device(),
-            progress=progress,
-        )
-        return to_levels(pixels, self.levels)
+        done, batches = 0, []
+        for batch in self.batches(self.sampler(**settings), seeds, labels, batch_size):
+            batches.append(batch)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(seeds))
+        return torch.cat(batches)
 
-    @property
-    def transform(self) -> Callable[[Tensor], Tensor] | None:
-        """What sampling does to every x0-hat."""
-        return (lambda x: x.clamp(-1, 1)) if self.recipe.sampling.clip else None
+    def batches(
+        self, sampler: Sampler, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int = 256
+    ) -> Iterator[Tensor]:
+        """The samples of :meth:`sample` batch by batch, as they are done."""
+        for pixels in sample_batches(
+            sampler.model,
+            self.shape,
+            sampler.table,
+            seeds=seeds,
+            condition=self.labels_for(len(seeds)) if labels is None else labels,
+            transform=sampler.transform,
+            corrector=sampler.corrector,
+            batch_size=batch_size,
+            device=device(),
+        ):
+            yield to_levels(pixels, self.levels)
 
     def sheet_while_training(self, denoiser: Denoiser, step: int) -> None:
         """64 samples of a model in training, as samples/step-....png; always the same seeds."""
@@ -379,12 +348,10 @@ class Run:
             denoiser,
             self.shape,
             seeds=range(n),
-            table=make_solver(self.recipe.sampling.solver).table(
-                denoiser.process, steps=min(20, self.recipe.sampling.steps)
-            ),
+            table=unmeasured_solver(self.recipe).table(denoiser.process, steps=min(20, self.recipe.sampling.steps)),
             condition=self.labels_for(n),
-            transform=self.transform,
-            device=_device(),
+            transform=Settings.of(self.recipe.sampling, grid=UniformTime()).transform,
+            device=device(),
         )
         picture = sheet(to_levels(pixels, self.levels), self.levels, columns, good_scale(self.shape))
         notes = {"seeds": f"0-{n - 1}", "step": step}
@@ -400,24 +367,39 @@ class Run:
         chosen = torch.randperm(len(part), generator=stream("evaluation"))[:n] if n < len(part) else torch.arange(n)
         options: dict[str, Any] = {"variance": section.variance, "terms": section.terms, "draws": section.draws}
         options |= settings
+        options["variance"] = self.variance(options["variance"])
         if "grid" not in options:
             options.setdefault("steps", section.bound_steps)
-        condition = part.labels[chosen].to(_device()) if self.conditional else None
+        condition = part.labels[chosen].to(device()) if self.conditional else None
         x_0 = to_pixels(part.levels[chosen], self.levels)
-        return elbo(self.denoiser, x_0.to(_device()), condition, **options)
+        return elbo(self.denoiser, x_0.to(device()), condition, **options)
 
-    def evaluate(self, guidance: float | None = None) -> dict[str, Any]:
+    def evaluate(
+        self,
+        guidance: float | None = None,
+        *,
+        variance: str | None = None,
+        bound_steps: int | None = None,
+        on_trajectory: bool = False,
+    ) -> dict[str, Any]:
         """The bound on held-out data and the quality of samples; written to evaluation.json.
 
         Args:
             guidance: of the samples; default the recipe's. The bound is the model's own, without guidance.
+            variance: of the bound's reverse steps, such as "optimal"; default the recipe's.
+            bound_steps: K of the bound; default the recipe's.
+            on_trajectory: the bound on the best K times instead of evenly spread ones.
 
         Returns:
             A dictionary for JSON with ``bits_per_dim`` (total, standard_error, and each term) and ``quality`` (None for
             data without classes).
         """
-        self.model(guidance)  # says now what is wrong with the weight, not after the bound
-        section, bound = self.recipe.evaluation, self.bound(progress=Progress("bound: evaluation"))
+        self.sampler(guidance=guidance)  # says now what is wrong with the weight, not after the bound
+        section = self.recipe.evaluation
+        steps, variance = section.bound_steps if bound_steps is None else bound_steps, variance or section.variance
+        searched = variance if variance in ("beta", "beta_tilde", "optimal_per_dimension") else "optimal"
+        grid: dict[str, Any] = {"grid": self.trajectory(steps, searched)} if on_trajectory else {"steps": steps}
+        bound = self.bound(variance=variance, **grid, progress=Progress("bound: evaluation"))
         result: dict[str, Any] = {
             "run": str(self.folder),
             "step": self.step,
@@ -427,7 +409,8 @@ class Run:
                 "split": "held_out",
                 "examples": bound.total.numel(),
                 "steps": len(bound.times),
-                "variance": section.variance,
+                "grid": "best trajectory" if on_trajectory else "even",
+                "variance": variance,
                 "terms": section.terms,
                 "draws": bound.draws,
                 "evaluations_per_example": bound.evaluations,
@@ -435,7 +418,7 @@ class Run:
             "quality": self.quality(section.samples, guidance=guidance),
         }
         result = plain(result)
-        _write(self.folder / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False))
+        write(self.folder / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False))
         return result
 
     def quality(self, n: int, **settings: Any) -> Mapping[str, Any] | None:

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -355,8 +356,12 @@ class Table(Schedule):
     def __len__(self) -> int:
         return len(self.log_snrs)
 
+    @cached_property
+    def _knots(self) -> Tensor:
+        return float64(list(self.log_snrs))
+
     def curve(self, t: Tensor) -> Tensor:
-        knots = torch.tensor(self.log_snrs, dtype=torch.float64, device=t.device)
+        knots = self._knots.to(t.device)
         if len(knots) == 1:
             return knots[0] + 0 * t
         position = t * len(knots) - 1  # in units of steps, 0 at the first knot

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from kuosan.networks.energy import Energy
 from kuosan.networks.mlp import MLP
 from kuosan.networks.parts import Embedding
 from kuosan.networks.transformer import Transformer
@@ -9,4 +10,4 @@ from kuosan.networks.transformer import Transformer
 #: The networks that recipes know by name.
 NETWORKS: dict[str, Callable] = {"mlp": MLP, "transformer": Transformer}
 
-__all__ = ["MLP", "NETWORKS", "Embedding", "Transformer"]
+__all__ = ["MLP", "NETWORKS", "Embedding", "Energy", "Transformer"]

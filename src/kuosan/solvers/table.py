@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kuosan.prediction import FORMS, conversion
 from kuosan.process import Grid, Process
+from kuosan.solvers.grids import Spacing, UniformTime
 
 Coefficients = float | tuple[float, ...]
 
@@ -34,6 +37,8 @@ class Row:
         z: of the noises z_i, z_{i-1}, ...; a noise that nothing multiplies is never drawn.
         z_upper: where the model says its own variance, z is its lower end and this its upper end: the coefficient is
             interpolated between them on a log scale.
+        z_each: where coordinates differ in their noise: what z_i is multiplied by when it is drawn, of one sample's
+            shape, with mean square 1. Rows that differ in nothing else compare as equal.
     """
 
     t: float
@@ -41,6 +46,7 @@ class Row:
     m: Coefficients = 0.0
     z: Coefficients = 0.0
     z_upper: float | None = None
+    z_each: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self):
         object.__setattr__(self, "t", float(self.t))
@@ -72,6 +78,8 @@ class Table:
 
     rows: tuple[Row, ...]
     form: str = "x0"
+    #: The executor's: the rows made ready for a form and a kind of tensor.
+    prepared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         object.__setattr__(self, "rows", tuple(self.rows))
@@ -87,6 +95,8 @@ class Table:
                     raise ValueError(f"row {i} reaches {len(part)} evaluations back, but only {i + 1} have happened")
                 if row.z_upper is not None and not (row.z and abs(row.z_upper) < float("inf")):
                     raise ValueError(f"row {i} holds a coefficient that is not finite, or z_upper without z")
+                if row.z_each is not None and not bool(row.z_each.isfinite().all()):
+                    raise ValueError(f"row {i} holds a coefficient that is not finite in z_each")
                 if not all(abs(c) < float("inf") for c in part):
                     raise ValueError(f"row {i} holds a coefficient that is not finite: {part}")
 
@@ -111,9 +121,14 @@ class Table:
         if form == self.form:
             return self
         change = conversion(form, self.form)
+        if form in ("eps", "score") and float(process.alpha(self.times[0])) == 0:
+            raise ValueError(
+                f"at t = {self.times[0]:g} there is no signal, and a model that predicts {form} says nothing of x0: "
+                "start the grid under it"
+            )
         rows: list[Row] = []
         for i, row in enumerate(self.rows):
-            x, m, z = row.history()
+            x, m, _ = row.history()
             pq = [process.at(change, self.rows[i - k].t) for k in range(len(m))]
             states = [0.0] * max(len(x), len(m))
             for k in range(len(states)):
@@ -121,8 +136,25 @@ class Table:
                 new = m[k] * pq[k][0] if k < len(m) else 0.0
                 # what should cancel does: a step that ends on data leaves nothing of the state
                 states[k] = old + new if abs(old + new) > 1e-13 * abs(old) else 0.0
-            rows.append(Row(row.t, tuple(states), tuple(c * q for c, (_, q) in zip(m, pq, strict=True)), z, row.z_upper))
+            m = tuple(c * q for c, (_, q) in zip(m, pq, strict=True))
+            rows.append(replace(row, x=tuple(states), m=m))
         return Table(tuple(rows), form)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and lists, from which :meth:`from_json` makes the same table, bit for bit.
+
+        Raises:
+            ValueError: a row whose noise is not a number.
+        """
+        if any(row.z_each is not None or row.z_upper is not None for row in self.rows):
+            raise ValueError("only a table of plain numbers can be written")
+        rows = [{"t": row.t, "x": list(row.x), "m": list(row.m), "z": list(row.z)} for row in self.rows]  # type: ignore[arg-type]
+        return {"form": self.form, "rows": rows}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Table:
+        rows = [Row(row["t"], tuple(row["x"]), tuple(row["m"]), tuple(row["z"])) for row in data["rows"]]
+        return cls(tuple(rows), data["form"])
 
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
         """(a, B, C) of the formula above, float64, of shapes (N,), (N, N), (N, N)."""
@@ -159,23 +191,32 @@ class Solver(ABC):
     """A rule that turns a process and a grid into a :class:`Table`. A subclass gives ``rows``."""
 
     form = "x0"
-    order = 1  # of the error, for a solver of the ODE; a grid must have at least as many steps
+    order = 1  # of a solver of the ODE: a grid must have at least as many steps
+    spacing: Spacing = UniformTime()  # of its grid, where none is given
+
+    @property
+    def needs_signal(self) -> bool:
+        """Whether its formula has 1 / alpha or log-SNR in it, and cannot begin where there is no signal at all."""
+        return self.form == "eps"
 
     @abstractmethod
     def rows(self, process: Process, grid: Grid) -> Iterable[Row]:
         """The table's rows, float64, in the order of the evaluations."""
 
-    def table(self, process: Process, grid: Grid | None = None, *, steps: int | None = None) -> Table:
-        """The table on a grid, or on the process's sampling grid of ``steps``.
+    def table(self, process: Process, grid: Grid | Spacing | None = None, *, steps: int | None = None) -> Table:
+        """The table on a grid; or on one of ``steps`` steps, laid out by a spacing (default: the solver's own).
 
         Raises:
-            ValueError: both or neither of grid and steps; fewer steps than the solver's order.
+            ValueError: neither a grid nor steps, or both; fewer steps than the solver's order.
         """
-        if (grid is None) == (steps is None):
-            raise ValueError("give either a grid or steps=")
-        if grid is None:
+        if (steps is None) == (not isinstance(grid, Grid)):
+            raise ValueError("give either a grid of times or steps=")
+        if not isinstance(grid, Grid):
             assert steps is not None
-            grid = process.sampling_grid(steps)
+            grid = (grid or self.spacing).grid(process, steps)
+        if self.needs_signal and float(process.alpha(grid.times[0])) == 0:
+            # noise alone says nothing of x0 (the rectified flow at t = 1): a thousandth of signal does
+            grid = Grid((float(process.schedule.time_of(-2 * math.log(1000.0))), *grid.times[1:]))
         if len(grid) < self.order:
-            raise ValueError(f"{self} has order {self.order} and needs at least as many steps, got {len(grid)}")
+            raise ValueError(f"{self} has order {self.order}: it needs at least as many steps, got {len(grid)}")
         return Table(tuple(self.rows(process, grid)), self.form)

@@ -1,0 +1,239 @@
+"""A run's way of sampling: the recipe's, with what was asked for instead; and the tables that were tuned to the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from kuosan.build import make_corrector, make_grid, make_solver
+from kuosan.denoiser import Denoiser
+from kuosan.optimal import weights_fingerprint
+from kuosan.plain import plain
+from kuosan.process import Grid, Process
+from kuosan.recipe import RecipeError, Sampling, explain
+from kuosan.solvers import (
+    Auto,
+    ClassifierFree,
+    Clip,
+    Corrector,
+    DynamicThreshold,
+    Model,
+    Solver,
+    Spacing,
+    Table,
+    Tuned,
+)
+
+OBJECTS = {"solver": Solver, "grid": Spacing | Grid, "corrector": Corrector}
+
+
+class TunedTableError(ValueError):
+    """A tuned table that is not there, is damaged, or was tuned for something else."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A model made ready to be sampled in one way.
+
+    Args:
+        model: the denoiser, guided if it is.
+        table: the solver on its grid.
+        transform: of x0-hat.
+        corrector: run before each evaluation.
+        how: the same in words and numbers, for records.
+    """
+
+    model: Model
+    table: Table
+    transform: Callable[[Tensor], Tensor] | None
+    corrector: Corrector | None
+    how: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of sampling, made into objects where they name a kind.
+
+    ``Settings.of(recipe.sampling, steps=8, solver=Heun())``: what is given replaces the recipe's; None is not given.
+    """
+
+    section: Sampling
+    solver: Solver | None  # None: the tuned table, and nothing else
+    grid: Spacing | Grid | None
+    corrector: Corrector | None
+
+    @classmethod
+    def of(cls, section: Sampling, **given: Any) -> Settings:
+        """Raises RecipeError for an unknown setting or an impossible value."""
+        given = {key: value for key, value in given.items() if value is not None}
+        objects = {k: v for k, v in given.items() if k in OBJECTS and isinstance(v, OBJECTS[k])}
+        numbers = {k: v for k, v in given.items() if k not in objects}
+        if given.get("threshold"):
+            numbers.setdefault("clip", False)
+        if "solver" in given and "grid" not in given:
+            numbers["grid"] = None  # the recipe's grid is of the recipe's solver
+        known = section.model_dump()
+        try:
+            section = Sampling.model_validate(known | numbers)
+        except ValidationError as error:
+            raise RecipeError(explain(error, "sampling")) from None
+        solver = None if section.solver.get("kind") == "tuned" else make_solver(section.solver)
+        grid = make_grid(section.grid) if section.grid and "grid" not in objects else None
+        corrector = make_corrector(section.corrector) if section.corrector else None
+        found: dict[str, Any] = {"solver": solver, "grid": grid, "corrector": corrector} | objects
+        return cls(section, **found)
+
+    def model(self, denoiser: Denoiser, conditional: bool) -> Model:
+        """The denoiser, wrapped in guidance if the weight is not 0.
+
+        Raises:
+            ValueError: guidance of a model without classes.
+        """
+        section = self.section
+        if section.guidance == 0:
+            return denoiser
+        if not conditional:
+            raise ValueError("guidance needs a model that was trained with classes: there is nothing to guide towards")
+        return ClassifierFree(denoiser, section.guidance, section.interval, section.rescale)
+
+    @property
+    def transform(self) -> Callable[[Tensor], Tensor] | None:
+        if self.section.threshold:
+            return DynamicThreshold(self.section.threshold)
+        return Clip() if self.section.clip else None
+
+    @property
+    def words(self) -> dict[str, Any]:
+        section = self.section
+        words: dict[str, Any] = {"solver": str(self.solver) if self.solver else "tuned", "guidance": section.guidance}
+        if self.grid is not None:
+            words["grid"] = str(self.grid)
+        if section.guidance and section.interval != Sampling().interval:
+            words["interval"] = list(section.interval)
+        for key in ("rescale", "threshold"):
+            if getattr(section, key):
+                words[key] = getattr(section, key)
+        words["clip"] = section.clip
+        if self.corrector is not None:
+            words["corrector"] = str(self.corrector)
+        return words
+
+
+class TunedTables:
+    """The tables that were tuned to a run, in RUN/tables, each with what it was tuned for.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "tables"
+
+    def path(self, steps: int, guidance: float) -> Path:
+        return self.folder / f"steps-{steps}{f'-guidance-{guidance:g}' if guidance else ''}.json"
+
+    @staticmethod
+    def fingerprint(denoiser: Denoiser, section: Sampling) -> dict[str, Any]:
+        """What a tuned table is valid for."""
+        guided = {"interval": plain(section.interval), "rescale": section.rescale} if section.guidance else {}
+        return {
+            "weights": weights_fingerprint(denoiser),
+            "schedule": _schedule_fingerprint(denoiser.process),
+            "guidance": section.guidance,
+            **guided,
+            "clip": section.clip,
+            "threshold": section.threshold,
+        }
+
+    def save(self, tuned: Tuned, steps: int, fingerprint: dict[str, Any]) -> Path:
+        path = self.path(steps, fingerprint["guidance"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "fingerprint": fingerprint,
+            "start": tuned.start,
+            "errors": asdict(tuned.errors),
+            "start_errors": asdict(tuned.start_errors),
+            "table": tuned.table.to_json(),
+        }
+        aside = path.with_suffix(".new")
+        aside.write_text(json.dumps(content, indent=1), "utf-8")
+        aside.replace(path)
+        return path
+
+    def load(self, steps: int, fingerprint: dict[str, Any]) -> Table:
+        """The table for so many steps.
+
+        Raises:
+            TunedTableError: there is none, it is damaged, or it was tuned for another model, schedule or guidance.
+        """
+        path = self.path(steps, fingerprint["guidance"])
+        if not path.is_file():
+            kept = sorted(p.stem for p in self.folder.glob("*.json"))
+            have = f"; there are {', '.join(kept)}" if kept else ""
+            raise TunedTableError(
+                f"there is no {path}{have}: `kuosan tune {self.folder.parent} --steps {steps}` makes it"
+            )
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            table, made_for = Table.from_json(content["table"]), dict(content["fingerprint"])
+            if table.evaluations != steps:
+                raise ValueError(f"it has {table.evaluations} evaluations")
+        except (ValueError, KeyError, TypeError) as error:
+            raise TunedTableError(f"{path} is damaged: {error}") from None
+        wrong = sorted(key for key in {*made_for, *fingerprint} if made_for.get(key) != fingerprint.get(key))
+        if wrong:
+            what = ", ".join(
+                key
+                if key in ("weights", "schedule")
+                else f"{key} ({made_for.get(key)}, asked for {fingerprint.get(key)})"
+                for key in wrong
+            )
+            raise TunedTableError(f"{path} was tuned for other {what}: tune again, or choose another solver")
+        return table
+
+
+def _schedule_fingerprint(process: Process) -> str:
+    at = torch.linspace(1 / 64, 1, 64, dtype=torch.float64)
+    curve = torch.stack([process.log_snr(at), *process.scales(at)])
+    return hashlib.sha256(curve.numpy().round(9).tobytes()).hexdigest()[:16]
+
+
+def sampler(
+    settings: Settings, denoiser: Denoiser, conditional: bool, tuned: TunedTables, say: Callable[[str], None]
+) -> Sampler:
+    """The sampler of these settings.
+
+    A tuned table for the same number of steps takes the place of :class:`Auto`, if it was tuned for the same.
+
+    Raises:
+        ValueError: guidance without classes, steps out of range; TunedTableError for the solver "tuned".
+    """
+    model = settings.model(denoiser, conditional)
+    how, table = settings.words, None
+    wants = settings.solver is None
+    if wants and settings.grid is not None:
+        raise ValueError("a tuned table has its own times: drop the grid")
+    if wants or (isinstance(settings.solver, Auto) and settings.grid is None and settings.corrector is None):
+        steps, guidance = settings.section.steps, settings.section.guidance
+        if wants or tuned.path(steps, guidance).is_file():
+            try:
+                table = tuned.load(steps, tuned.fingerprint(denoiser, settings.section))
+                how["solver"] = f"tuned ({tuned.path(steps, guidance).name})"
+            except TunedTableError as error:
+                if wants:
+                    raise
+                say(f"{error} (using auto)")
+    if table is None:
+        assert settings.solver is not None
+        count = None if isinstance(settings.grid, Grid) else settings.section.steps
+        table = settings.solver.table(denoiser.process, settings.grid, steps=count)
+    how["evaluations"] = table.evaluations * (1 + (settings.corrector.evaluations if settings.corrector else 0))
+    return Sampler(model, table, settings.transform, settings.corrector, how)

@@ -1,0 +1,85 @@
+"""Samples as files: drawn in batches, written as they come, shared by the processes of torchrun."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kuosan.image.pictures import good_scale, save_png, sheet, to_image
+from kuosan.plain import plain
+from kuosan.progress import Progress
+from kuosan.run import Run
+from kuosan.solvers import check_seeds
+from kuosan.training.processes import joined
+
+#: Samples that a sheet shows.
+SHEET = 256
+
+
+def save_samples(
+    run: Run,
+    seeds: Sequence[int],
+    labels: Tensor | None = None,
+    folder: Path | None = None,
+    batch_size: int = 256,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Draw samples and write each as a PNG, a sheet of the first ones, and samples.json.
+
+    No more than a batch is held in memory. Under torchrun the processes share the seeds; what each sample is does not
+    depend on how many there are.
+
+    Args:
+        seeds: one for each sample.
+        labels: class of each, (N,); by default all classes in turn.
+        folder: default RUN/samples.
+        settings: of :meth:`Run.sampler <kuosan.run.Run.sampler>`.
+
+    Returns:
+        What samples.json holds: how they were drawn, the sheet, and each file with its seed.
+    """
+    seeds = check_seeds(seeds)
+    folder = folder or run.folder / "samples"
+    labels = run.labels_for(len(seeds)) if labels is None else labels
+    with joined() as processes:
+        sampler = run.sampler(**settings)
+        how = {"run": str(run.folder), "step": run.step} | sampler.how
+        files: list[dict[str, Any]] = []
+        for i, seed in enumerate(seeds):
+            named = {"class": run.classes[int(labels[i])]} if run.classes and labels is not None else {}
+            name = f"seed-{seed:06d}{'-' + named['class'] if named else ''}.png"
+            files.append({"file": str(folder / name), "seed": seed} | named)
+        mine = range(processes.rank, len(seeds), processes.size)
+        progress = Progress("samples") if processes.first else None
+        done = 0
+        if mine:
+            own = None if labels is None else labels[list(mine)]
+            for batch in run.batches(sampler, [seeds[i] for i in mine], own, batch_size):
+                for one in batch:
+                    at = files[mine[done]]
+                    notes = how | {k: v for k, v in at.items() if k != "file"}
+                    save_png(to_image(one, run.levels), Path(at["file"]), notes)
+                    done += 1
+                if progress:
+                    progress(done, len(mine))
+        processes.any(False)  # all have written theirs
+        result = how | {"sheet": str(folder / "sheet.png"), "samples": files}
+        if processes.first:
+            _write_sheet(run, files[:SHEET], labels, folder / "sheet.png", how)
+            (folder / "samples.json").write_text(json.dumps(plain(result), indent=2, ensure_ascii=False), "utf-8")
+    return result
+
+
+def _write_sheet(run: Run, files: Sequence[dict[str, Any]], labels: Tensor | None, path: Path, how: dict) -> None:
+    pictures = [torch.from_numpy(np.array(Image.open(one["file"]))) for one in files]
+    shades = torch.stack([p[None] if p.ndim == 2 else p.movedim(-1, 0) for p in pictures])
+    columns = len(run.classes) if run.conditional and run.classes and labels is not None else None
+    notes = how | {"seeds": [one["seed"] for one in files]}
+    save_png(sheet(shades, 256, columns, good_scale(run.shape)), path, notes)

@@ -1,0 +1,144 @@
+"""Training a recipe in a folder, which becomes a run; or going on with the training that it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import kuosan
+from kuosan.build import make_denoiser, make_objective
+from kuosan.denoiser import Denoiser
+from kuosan.image.data import Examples, ImageData, to_pixels
+from kuosan.recipe import Recipe
+from kuosan.run import Run, RunError, device, load, read_data, unmeasured_solver, write
+from kuosan.sampler import Settings
+from kuosan.seeds import stream
+from kuosan.solvers import UniformTime
+from kuosan.training.loop import Trainer
+from kuosan.training.processes import Processes, joined
+
+
+class _Source:
+    """A data set's training images as the training loop reads them."""
+
+    def __init__(self, examples: Examples, level_count: int, conditional: bool):
+        self._examples, self._count, self._conditional = examples, level_count, conditional
+        self.shape = tuple(examples.levels.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        labels = self._examples.labels
+        x_0 = to_pixels(self._examples.levels[index], self._count)
+        return x_0, labels[index] if self._conditional and labels is not None else None
+
+
+def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run:
+    """Train a recipe in a folder, or go on with the training that the folder holds.
+
+    Args:
+        command: the command line that this is, to be kept with the run.
+
+    Raises:
+        RecipeError: the recipe does not fit its data.
+        RunError: the folder holds the run of another recipe.
+        TrainingError: the loss is not finite.
+        Interrupted: stopped by the user, state saved.
+    """
+    folder = Path(folder)
+    recipe = _with_whole_path(recipe)
+    with joined() as processes:
+        data = read_data(recipe)
+        torch.manual_seed(stream("weights", recipe.seed).initial_seed())
+        denoiser = make_denoiser(recipe, data.shape, data.level_count, len(data.classes or ()))
+        objective = make_objective(recipe)
+        # what sampling and measuring will need is refused now, not after training
+        sampling = recipe.sampling
+        fixed = {} if (sampling.grid or {}).get("kind") != "trajectory" else {"grid": UniformTime()}
+        settings = Settings.of(sampling, **fixed)
+        settings.model(denoiser, recipe.data.conditional)
+        unmeasured_solver(recipe).table(denoiser.process, settings.grid, steps=sampling.steps)
+        denoiser.process.grid(recipe.evaluation.bound_steps)
+        run = Run(folder, recipe, _info(recipe, data, denoiser, processes, command))
+        if processes.first:
+            _begin(run)
+        trainer = Trainer(
+            denoiser=denoiser,
+            objective=objective,
+            source=_Source(data.train, data.level_count, recipe.data.conditional),
+            settings=recipe.training,
+            seed=recipe.seed,
+            store=run.store,
+            log=folder / "metrics.jsonl",
+            processes=processes,
+            on_sample=lambda step: run.sheet_while_training(denoiser, step),
+            device=device(),
+        )
+        trainer.train()
+        return run
+
+
+def _info(
+    recipe: Recipe, data: ImageData, denoiser: Denoiser, processes: Processes, command: str | None
+) -> dict[str, Any]:
+    return {
+        "shape": list(data.shape),
+        "levels": data.level_count,
+        "classes": list(data.classes) if data.classes else None,
+        "data": {
+            "name": data.name,
+            "train": len(data.train),
+            "held_out": len(data.held_out),
+            "licence": data.licence,
+            "source": data.source,
+            "notes": list(data.notes),
+            "sha256": _data_hash(data),
+        },
+        "parameters": sum(p.numel() for p in denoiser.network.parameters()),
+        "seed": recipe.seed,
+        "processes": processes.size,
+        "versions": {"kuosan": kuosan.__version__, "torch": version("torch"), "python": platform.python_version()},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device().type}",
+        "command": command,
+    }
+
+
+def _begin(run: Run) -> None:
+    """Write what the run is; a folder that already holds training of this recipe on this data keeps what it has."""
+    folder = run.folder
+    if run.store.steps():
+        before = load(folder)
+        if before.recipe.fingerprint() != run.recipe.fingerprint():
+            raise RunError(f"{folder} holds the run of another recipe; choose another --out, or delete that folder")
+        if before.info["data"]["sha256"] != run.info["data"]["sha256"]:
+            raise RunError(f"{folder} was trained on other data: what it reads has changed since; choose another --out")
+        return
+    if folder.exists() and any(folder.iterdir()) and not (folder / "recipe.toml").exists():
+        raise RunError(f"{folder} is not empty and not a run; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "recipe.toml", run.recipe.to_toml())
+    write(folder / "run.json", json.dumps(run.info, indent=2, ensure_ascii=False))
+
+
+def _with_whole_path(recipe: Recipe) -> Recipe:
+    """The recipe with its folder of data as a path that is right from anywhere."""
+    if recipe.data.folder is None:
+        return recipe
+    whole = str(Path(recipe.data.folder).expanduser().resolve())
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": whole})})
+
+
+def _data_hash(data: ImageData) -> str:
+    digest = hashlib.sha256(repr((data.level_count, data.classes)).encode())
+    for part in (data.train, data.held_out):
+        for tensor in (part.levels, part.labels):
+            digest.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,226 @@
+"""A run's way of sampling: settings over the recipe's, tuned tables and what they are refused for, processes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import kuosan as ks
+from kuosan import Denoiser, Process
+from kuosan.cli import main
+from kuosan.compare import compare
+from kuosan.recipe import RecipeError
+from kuosan.sampler import Settings, TunedTableError
+from kuosan.samples import save_samples
+from kuosan.solvers import DDIM, Clip, DynamicThreshold, Karras, SamplingError
+from test_run import make, refused, said
+
+QUICK = {"pairs": 64, "iterations": 20, "batch_size": 16, "fine": 20}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tuned"), predicts="x0")
+
+
+@pytest.fixture(scope="module")
+def tuned(run):
+    """The run, with a table of 4 evaluations tuned without guidance."""
+    run.tune(4, **QUICK)
+    return run
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_asked_for_replaces_the_recipe_s(run):
+    how = run.sampler(solver={"kind": "ddim", "eta": 0.5}, grid={"kind": "karras", "last": 0.01}, steps=7).how
+    assert how["solver"].startswith("DDIM(eta=0.5")
+    assert how["grid"].startswith("Karras(last=0.01")
+    assert how["evaluations"] == 7
+    objects = run.sampler(solver=DDIM(0.5), grid=Karras(last=0.01), steps=7)
+    assert objects.table == run.sampler(solver={"kind": "ddim", "eta": 0.5}, grid=Karras(last=0.01), steps=7).table
+    assert run.sampler(grid=ks.Grid((1.0, 0.5, 0.2))).table.times == (1.0, 0.5, 0.2)
+
+
+def test_clipping_thresholding_and_neither(run):
+    assert isinstance(run.sampler().transform, Clip)
+    assert isinstance(run.sampler(threshold=0.99).transform, DynamicThreshold)
+    assert run.sampler(clip=False).transform is None
+
+
+def test_guidance_reaches_the_model(run):
+    guided = run.sampler(guidance=2.0, interval=(0.1, 5.0), rescale=0.5).model
+    assert (guided.weight, tuple(guided.interval), guided.rescale) == (2.0, (0.1, 5.0), 0.5)
+    assert run.sampler().model is run.denoiser
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stepz": 3}, "stepz: there is no such key"),
+        ({"steps": 0}, "greater than or equal to 1"),
+        ({"rescale": 2.0}, "rescale"),
+        ({"clip": True, "threshold": 0.9}, "threshold takes the place of clip"),
+        ({"grid": {"kind": "karas"}}, "sampling.grid.kind: must be one of time"),
+        ({"corrector": {"kind": "langevin", "snr": -1.0}}, "snr"),
+    ],
+)
+def test_impossible_settings_say_what_is_wrong(run, given, message):
+    with pytest.raises(RecipeError, match=message):
+        Settings.of(run.recipe.sampling, **given)
+
+
+def test_a_corrector_changes_the_samples_and_keeps_seeds_apart(run):
+    plain, corrected = run.sample(4), run.sample(4, corrector={"kind": "langevin"})
+    assert not torch.equal(plain, corrected)
+    alone = run.sample(seeds=[2], labels=torch.tensor([2]), corrector={"kind": "langevin"})[0]
+    assert int((alone.int() - corrected[2].int()).abs().max()) <= 1  # rounding at a level's border
+
+
+# -- tuned tables -----------------------------------------------------------------------------------------------------
+
+
+def test_a_tuned_table_is_used_by_default_at_its_number_of_steps_alone(tuned):
+    assert "tuned" in tuned.sampler(solver={"kind": "auto"}, steps=4).how["solver"]
+    assert "tuned" not in tuned.sampler(solver={"kind": "auto"}, steps=5).how["solver"]
+    assert "tuned" not in tuned.sampler(solver={"kind": "ddim"}, steps=4).how["solver"]
+    kept = json.loads(tuned.tuned.path(4, 0.0).read_text())
+    assert tuned.sampler(solver={"kind": "tuned"}, steps=4).table.to_json() == kept["table"]
+    assert kept["errors"]["rmse"] <= kept["start_errors"]["rmse"]
+
+
+def test_tuning_twice_gives_the_same_file(tuned, tmp_path):
+    before = tuned.tuned.path(4, 0.0).read_bytes()
+    tuned.tune(4, **QUICK)
+    assert tuned.tuned.path(4, 0.0).read_bytes() == before
+
+
+def test_a_tuned_table_is_refused_for_anything_else(tuned, capsys):
+    """Another weight of guidance, other clipping, other weights, another schedule; auto says so and goes on."""
+    path, section = tuned.tuned.path(4, 0.0), tuned.recipe.sampling
+    with pytest.raises(TunedTableError, match=r"there is no .*steps-4-guidance-1.json.*kuosan tune"):
+        tuned.sampler(solver={"kind": "tuned"}, steps=4, guidance=1.0)
+    with pytest.raises(TunedTableError, match=r"tuned for other clip \(True, asked for False\)"):
+        tuned.sampler(solver={"kind": "tuned"}, steps=4, clip=False)
+    original = path.read_text()
+    for key in ("weights", "schedule"):
+        content = json.loads(original)
+        content["fingerprint"][key] = "0" * 16
+        path.write_text(json.dumps(content))
+        with pytest.raises(TunedTableError, match=f"tuned for other {key}: tune again"):
+            tuned.sampler(solver={"kind": "tuned"}, steps=4)
+        assert tuned.sampler(solver={"kind": "auto"}, steps=4).table.evaluations == 4
+        assert f"tuned for other {key}" in capsys.readouterr().err
+    path.write_text("{")
+    with pytest.raises(TunedTableError, match="is damaged"):
+        tuned.sampler(solver={"kind": "tuned"}, steps=4)
+    path.write_text(original)
+    other = tuned.tuned.fingerprint(tuned.denoiser.around(nn.Linear(1, 1)), section)
+    mine = tuned.tuned.fingerprint(tuned.denoiser, section)
+    assert other["weights"] != mine["weights"]
+    elsewhere = Denoiser(tuned.denoiser.network, Process(ks.schedules.Cosine(s=0.01)), "x0")
+    assert tuned.tuned.fingerprint(elsewhere, section)["schedule"] != mine["schedule"]
+
+
+def test_the_commands_tune_table_and_compare(tuned, capsys, tmp_path):
+    words = ("--pairs", 64, "--iterations", 20, "--batch-size", 16, "--fine", 20)
+    found = said(capsys, "tune", tuned.folder, "--steps", 3, "--guidance", 1, *words)
+    assert found["table"].endswith("steps-3-guidance-1.json")
+    assert (
+        "tuned"
+        in said(capsys, "sample", tuned.folder, "-n", 2, "--steps", 3, "--guidance", 1, "--solver", "auto")["solver"]
+    )
+    picture = tmp_path / "table.png"
+    shown = said(capsys, "table", tuned.folder, "--solver", "unipc", "--steps", 5, "--plot", picture)
+    assert len(shown["table"]["rows"]) == 5
+    assert Image.open(picture).size[0] > 500
+    found = said(
+        capsys, "compare", tuned.folder, "-n", 20, "--evaluations", "3-4", "--solvers", "auto", "tuned", "heun"
+    )
+    assert [(p["solver"], p["evaluations"]) for p in found["points"]] == [
+        ("auto", 3),
+        ("auto", 4),
+        ("tuned", 4),
+        ("heun", 3),
+        ("heun", 3),
+    ]
+    assert (tuned.folder / "compare.png").is_file()
+    assert main(["compare", str(tuned.folder), "-n", "20", "--evaluations", "3", "--solvers", "ancestral"]) == 0
+    assert "ancestral" in capsys.readouterr().out
+
+
+def test_comparing_measures_the_distance_to_the_fine_solution(run):
+    """More evaluations are nearer; the fine solver itself, at its own number of steps, is at no distance."""
+    found = compare(run, ["ddim", "adams_bashforth order=4"], [5, 40], samples=16)
+    errors = {(p["solver"], p["evaluations"]): p["rmse"] for p in found["points"]}
+    assert errors["ddim", 40] < errors["ddim", 5]
+    assert errors["adams_bashforth order=4", 40] < errors["ddim", 40]
+    (itself,) = compare(run, ["adams_bashforth order=4"], [200], samples=8)["points"]
+    assert itself["rmse"] == 0
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--solver", "heun", "--steps", "1"], "order 2: it needs at least as many steps, got 1"),
+        (["--solver", "tuned", "--steps", "9"], "`kuosan tune .* --steps 9` makes it"),
+        (["--grid", "1,0.5,0.5"], "times must strictly decrease"),
+        (["--grid", "0.2,0.5"], "times must strictly decrease"),
+        (["--grid", "1,0.5", "--steps", "3"], "2 times are given, but 3 steps asked for"),
+        (["--grid", "1,x"], "a grid is a name with its settings, or times"),
+        (["--interval", "3", "1", "--guidance", "1"], "interval"),
+    ],
+)
+def test_the_command_refuses(run, capsys, words, message):
+    assert re.search(message, refused(capsys, "sample", run.folder, *words))
+
+
+def test_guidance_of_an_unconditional_model_is_refused(tmp_path, capsys):
+    plain = make(tmp_path, "false", "ddpm", "eps")
+    capsys.readouterr()
+    assert "trained with classes" in refused(capsys, "sample", plain.folder, "--guidance", "1")
+    assert "steps must lie in 1 to 1000, got 1001" in refused(capsys, "sample", plain.folder, "--steps", "1001")
+
+
+class Breaks(nn.Module):
+    """A network that returns NaN for one example at one time."""
+
+    def forward(self, x, t, condition=None):
+        broken = (t < 0.55) & (t > 0.45) & (torch.arange(len(x)) == 2)
+        return torch.where(broken[:, None], torch.nan, 0.1 * x)
+
+
+def test_a_network_that_breaks_is_named_with_its_seed_and_step():
+    denoiser = Denoiser(Breaks(), Process(ks.schedules.Cosine()), "x0")
+    with pytest.raises(SamplingError, match=r"seed 12: the model's output is not finite at step 3 of 4, t = 0.5"):
+        ks.sample(denoiser, (2,), seeds=range(10, 15), solver=DDIM(), steps=4)
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_would(run, tmp_path):
+    """The same seeds, shared out; every file holds the same levels, which rounding leaves alone here."""
+    one = save_samples(run, range(5), folder=tmp_path / "one", steps=3)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "kuosan.cli"]
+    words = ["sample", str(run.folder), "--seeds", "0-4", "--steps", "3", "--out", str(tmp_path / "two")]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("5 samples") == 1
+    for file in one["samples"]:
+        name = file["file"].rpartition("/")[2]
+        mine, theirs = (np.array(Image.open(tmp_path / folder / name)) for folder in ("one", "two"))
+        assert int(np.abs(mine.astype(int) - theirs).max()) <= 16  # one level of 17, where a value lay on a border
+    assert (tmp_path / "two" / "sheet.png").is_file()
