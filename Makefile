@@ -1,9 +1,10 @@
 # `make demo` and `make test` work on a fresh clone: they set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS := .venv-bench/bin
 DEMO := runs/digits
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench bench-peers clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +13,7 @@ help:
 	@echo "make test    every test"
 	@echo "make lint    style and types"
 	@echo "make bench   the figures of the documentation, measured again (benchmarks/)"
+	@echo "make bench-peers   the same samplers in other libraries, side by side (more than an hour)"
 
 setup: .venv/ready
 
@@ -42,5 +44,18 @@ bench: setup
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/attention.py
 
+# k-diffusion without its dependencies: all but torchsde are for training on images, and sampling needs none of them
+.venv-bench/ready: pyproject.toml constraints.txt
+	@echo "setting up .venv-bench ..."
+	@$(PYTHON) -m venv .venv-bench
+	@$(PEERS)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@$(PEERS)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	@$(PEERS)/pip install --quiet --disable-pip-version-check --no-deps k-diffusion==0.1.1.post1
+	@touch $@
+
+bench-peers: .venv-bench/ready
+	OMP_NUM_THREADS=1 $(PEERS)/python benchmarks/accuracy.py
+	$(PEERS)/python benchmarks/cost.py
+
 clean:
-	rm -rf .venv runs .cache build dist
+	rm -rf .venv .venv-bench runs .cache build dist

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from kuosan import recipe as recipes
 from kuosan.progress import Progress, duration
-from kuosan.run import load, train
+from kuosan.run import load
 from kuosan.solvers import DDIM, Ancestral
+from kuosan.train import train
 
 
 def main() -> None:
