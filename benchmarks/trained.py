@@ -18,7 +18,7 @@ import torch
 import kuosan as ks
 from kuosan.progress import Progress
 from kuosan.sampler import TunedTableError
-from kuosan.solvers import DDIM, Ancestral, Auto, LinearBetaTime
+from kuosan.solvers import DDIM, Ancestral, Auto
 
 PARTS = 10
 
@@ -40,8 +40,8 @@ def main() -> None:
         run.tune(options.steps, settings=settings, progress=Progress("tune"))
     tries = {
         f"tuned, {options.steps}": tuned,
-        f"auto, {options.steps}": {"solver": Auto(), "grid": LinearBetaTime(), "steps": options.steps},
-        "auto, 20": {"solver": Auto(), "grid": LinearBetaTime(), "steps": 20},
+        f"auto, {options.steps}": {"solver": Auto(tuned=False), "steps": options.steps},
+        "auto, 20": {"solver": Auto(tuned=False), "steps": 20},
         "ddim, 50": {"solver": DDIM(), "steps": 50},
         f"ancestral beta~, {options.ancestral}": {"solver": Ancestral(), "steps": options.ancestral},
     }

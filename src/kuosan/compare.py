@@ -110,9 +110,10 @@ def _within(run: Run, name: str, budget: int, settings: dict[str, Any]) -> Sampl
             return run.sampler(solver={"kind": "tuned"}, steps=budget, **settings)
         except TunedTableError:
             return None
-    grid = LinearBetaTime() if isinstance(solver, Auto) else None  # a grid that is given: no tuned table
+    if isinstance(solver, Auto):
+        solver = Auto(tuned=False)
     for steps in range(budget, solver.order - 1, -1):
-        sampler = run.sampler(solver=solver, grid=grid, steps=steps, **settings)
+        sampler = run.sampler(solver=solver, steps=steps, **settings)
         if sampler.table.evaluations <= budget:
             return sampler
     return None

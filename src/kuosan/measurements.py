@@ -25,7 +25,7 @@ from kuosan.prediction import Prediction
 from kuosan.process import expand
 from kuosan.progress import Progress
 from kuosan.run import Run
-from kuosan.solvers import Ancestral, Auto, LinearBetaTime, Noise
+from kuosan.solvers import Ancestral, Auto, Noise
 from kuosan.solvers import run as execute
 
 EVALUATIONS = (1, 2, 3, 5, 10, 20, 50, 100)
@@ -184,7 +184,7 @@ class Measurements:
     def samples(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         run, sampling, how = self.run, self.run.recipe.sampling, self.run.sampler().how
         numbers: dict[str, Any] = {
-            "solver": how["solver"] if "tuned" in how["solver"] else _words(sampling.solver),
+            "solver": how["solver"] if how["solver"].startswith("tuned (") else _words(sampling.solver),
             "evaluations": how["evaluations"],
             "guidance": sampling.guidance,
             "clip": sampling.clip,
@@ -300,7 +300,7 @@ class Measurements:
         fixed = (
             sampling.solver["kind"] in ("auto", "tuned") and sampling.grid is None
         )  # not a tuned table here and there
-        rule: dict[str, Any] = {"solver": Auto(), "grid": LinearBetaTime()} if fixed else {}
+        rule: dict[str, Any] = {"solver": Auto(tuned=False)} if fixed else {}
         tries, counts = [], []
         for steps in settings:
             try:

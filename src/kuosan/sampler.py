@@ -221,7 +221,12 @@ def sampler(
     wants = settings.solver is None
     if wants and settings.grid is not None:
         raise ValueError("a tuned table has its own times: drop the grid")
-    if wants or (isinstance(settings.solver, Auto) and settings.grid is None and settings.corrector is None):
+    if wants or (
+        isinstance(settings.solver, Auto)
+        and settings.solver.tuned
+        and settings.grid is None
+        and settings.corrector is None
+    ):
         steps, guidance = settings.section.steps, settings.section.guidance
         if wants or tuned.path(steps, guidance).is_file():
             try:
