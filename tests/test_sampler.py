@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -224,3 +225,75 @@ def test_two_processes_write_what_one_would(run, tmp_path):
         mine, theirs = (np.array(Image.open(tmp_path / folder / name)) for folder in ("one", "two"))
         assert int(np.abs(mine.astype(int) - theirs).max()) <= 16  # one level of 17, where a value lay on a border
     assert (tmp_path / "two" / "sheet.png").is_file()
+
+
+# -- what is kept between calls does no harm --------------------------------------------------------------------------
+
+
+class Reuses(nn.Module):
+    """A network that answers in the same memory every time, as a CUDA graph does."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory = torch.empty(3, 2)
+
+    def forward(self, x, t, condition=None):
+        return self.memory.copy_(0.3 * x + t[:, None])
+
+
+class Fresh(Reuses):
+    def forward(self, x, t, condition=None):
+        return 0.3 * x + t[:, None]
+
+
+def test_a_network_that_answers_in_the_same_memory_every_time():
+    """Fine where nothing looks back; refused, instead of wrong, where something does."""
+    process = Process(ks.schedules.Cosine())
+    models = [Denoiser(net(), process, "x0") for net in (Reuses, Fresh)]
+    draw = [ks.sample(model, (2,), seeds=range(3), solver=DDIM(), steps=6) for model in models]
+    assert torch.equal(*draw)
+    with pytest.raises(ValueError, match="let it return a new tensor each time"):
+        ks.sample(models[0], (2,), seeds=range(3), steps=6)
+
+
+def test_a_process_and_a_table_that_were_used_can_be_pickled():
+    denoiser = Denoiser(Fresh(), Process(ks.schedules.Cosine()), "eps")
+    table = DDIM().table(denoiser.process, steps=4)
+    x = torch.ones(3, 2)
+    truth = ks.solvers.run(table, denoiser, x)
+    again, same = pickle.loads(pickle.dumps((table, denoiser)))
+    assert torch.equal(ks.solvers.run(again, same, x), truth)
+
+
+def test_sampling_in_inference_mode_leaves_training_possible():
+    class Learns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x, t, condition=None):
+            return self.weight * x * t[:, None]
+
+    denoiser = Denoiser(Learns(), Process(ks.schedules.Cosine()), "x0")
+    with torch.inference_mode():
+        denoiser(torch.ones(3, 2), 0.5)
+    denoiser(torch.ones(3, 2), 0.5).x0.sum().backward()
+    assert denoiser.network.weight.grad is not None
+
+
+def test_tuning_leaves_the_gradients_of_the_model_alone(run):
+    for p in run.denoiser.parameters():
+        p.requires_grad_(True)
+    ks.solvers.tune(run.denoiser, run.shape, 2, labels=run.labels_for, **QUICK)
+    assert all(p.grad is None for p in run.denoiser.parameters())
+    for p in run.denoiser.parameters():
+        p.requires_grad_(False)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "score", "x0"])
+def test_tuning_begins_where_there_is_no_signal(predicts):
+    """The rectified flow at t = 1, where noise alone says nothing of x0: NaN, if it were asked as a tensor."""
+    denoiser = Denoiser(Fresh(), Process(ks.schedules.RectifiedFlow()), predicts)
+    found = ks.solvers.tune(denoiser, (2,), 3, **QUICK)
+    assert np.isfinite(found.errors.rmse)
+    assert found.improved

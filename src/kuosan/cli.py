@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shlex
@@ -167,6 +168,8 @@ def _table(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan.run import load
     from kuosan.tables import plot, words
 
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("drawing needs matplotlib: pip install 'kuosan[report]'")
     run = load(options.run)
     sampler = run.sampler(**_settings(options))
     result: dict[str, Any] = sampler.how

@@ -104,17 +104,7 @@ class Measurements:
     def everything(self) -> tuple[dict[str, Any], dict[str, Any]]:
         numbers: dict[str, Any] = {}
         pictures: dict[str, Any] = {}
-        for section in (
-            "facts",
-            "samples",
-            "way",
-            "loss",
-            "bits_per_dim",
-            "evaluations",
-            "solvers",
-            "temperature",
-            "neighbours",
-        ):
+        for section in SECTIONS:
             numbers[section], pictures[section] = getattr(self, section)()
         numbers["quality"], numbers["provenance"] = self.quality(), self.provenance()
         return numbers, pictures

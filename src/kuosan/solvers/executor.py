@@ -94,7 +94,7 @@ def run(
         The last state, (B, ...): the data, if the table ends on it.
 
     Raises:
-        ValueError: a table with noise, and no source of noise.
+        ValueError: a table with noise, and no source of noise; a network that overwrites answers still needed.
     """
     if table.stochastic and noise is None:
         raise ValueError("this table is stochastic: it has no one trajectory; give it noise, or take an ODE solver")
@@ -120,8 +120,13 @@ def run(
         value = prediction.read(form)
         if depths[1] > 1:
             memory = value.untyped_storage().data_ptr()
-            if memory == x.untyped_storage().data_ptr() or memory in used:
-                value = value.clone()  # a network that returns its input, or the same memory every time
+            if memory in used:
+                raise ValueError(
+                    "the network answers in memory that still holds an earlier answer, which this solver looks back "
+                    "at: let it return a new tensor each time (.clone())"
+                )
+            if memory == x.untyped_storage().data_ptr():
+                value = value.clone()  # a network that returns its input, or a view of it: used again by the solver
                 memory = value.untyped_storage().data_ptr()
             used.insert(0, memory)
             del used[depths[1] :]
