@@ -183,6 +183,13 @@ def test_a_grid_stops_where_training_did():
     assert (np.diff(levels) < 0).all()
 
 
+@pytest.mark.parametrize("steps", [1201, 2962])
+def test_a_grid_stops_there_to_the_last_bit(steps):
+    """Two of the numbers of steps at which squeezing the times rounds to a little under t_min."""
+    schedule = LinearBeta(t_min=1e-3)
+    assert Quadratic().grid(Process(schedule), steps).times[-1] == schedule.t_min
+
+
 def test_a_solver_lays_out_its_own_grid_unless_told():
     process = Process(LinearBeta())
     own = AdamsBashforth(2).table(process, steps=6)
