@@ -62,10 +62,10 @@ def _to_steps(times: np.ndarray, n: int) -> list[float]:
 
 @dataclass(frozen=True)
 class UniformTime(Spacing):
-    """Evenly spaced in t: 1, 1 - 1/K, ..., 1/K."""
+    """Evenly spaced in t: 1, 1 - 1/K, ..., 1/K (:meth:`Process.sampling_grid <kuosan.Process.sampling_grid>`)."""
 
     def times(self, process, steps):
-        return process.schedule.times(steps, last=1 / steps).numpy()
+        return np.array(process.sampling_grid(steps).times)
 
 
 @dataclass(frozen=True)
