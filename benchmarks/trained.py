@@ -1,8 +1,9 @@
 """On a trained run: the tuned table at a few evaluations beside a thousand ancestral steps, by the judge.
 
-    python benchmarks/trained.py RUN [--steps 8] [--samples 10000] [--guidance 0]
+    python benchmarks/trained.py RUN [--steps 8] [--samples 10000] [--guidance 0] [--precision bfloat16] [--only ...]
 
-Tunes the table first if the run has none (`kuosan tune`). The same seeds for all. Standard errors: of the share from
+Tunes the table first if the run has none (`kuosan tune`). The same seeds for all; each line stands alone, so that
+`--only` may measure them one at a time. Standard errors: of the share from
 the number of samples; of the Frechet distance from ten tenths (each reads higher than the whole, all by as much).
 """
 
@@ -30,14 +31,12 @@ def main() -> None:
     parser.add_argument("--ancestral", type=int, default=1000, help="steps of the ancestral sampler")
     parser.add_argument("--samples", type=int, default=10000)
     parser.add_argument("--guidance", type=float, default=0.0)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--only", nargs="+", choices=["tuned", "auto", "ddim", "ancestral"])
     options = parser.parse_args()
     run, n = ks.load(options.run), options.samples
-    settings = {"guidance": options.guidance}
+    settings = {"guidance": options.guidance, "precision": options.precision}
     tuned = {"solver": {"kind": "tuned"}, "steps": options.steps}
-    try:
-        run.sampler(**tuned, **settings)
-    except TunedTableError:
-        run.tune(options.steps, settings=settings, progress=Progress("tune"))
     tries = {
         f"tuned, {options.steps}": tuned,
         f"auto, {options.steps}": {"solver": Auto(tuned=False), "steps": options.steps},
@@ -45,6 +44,13 @@ def main() -> None:
         "ddim, 50": {"solver": DDIM(), "steps": 50},
         f"ancestral beta~, {options.ancestral}": {"solver": Ancestral(), "steps": options.ancestral},
     }
+    if options.only:
+        tries = {name: how for name, how in tries.items() if name.split()[0].strip(",") in options.only}
+    if tuned in tries.values():
+        try:
+            run.sampler(**tuned, **settings)
+        except TunedTableError:
+            run.tune(options.steps, settings=settings, progress=Progress("tune"))
     labels = run.labels_for(n)
     print(f"{'solver, evaluations':24}{'90 % sure':>18}{'Frechet':>10}{'of a tenth':>20}{'seconds':>10}")
     for name, how in tries.items():

@@ -28,6 +28,7 @@ from kuosan.solvers import (
     Euler,
     EulerMaruyama,
     Heun,
+    LinearBetaTime,
     Midpoint,
     UniformTime,
     UniPC,
@@ -117,18 +118,24 @@ ADAMS_BASHFORTH = [
     for p in (("own",) if v == "velocity" else ("own", "log_snr", "flow", "time"))
     for order in (1, 2, 3, 4)
 ]
+CORRECTED = [  # the corrector makes it p + 1
+    (AdamsBashforth(p, v, q, corrector=True), p + 1, 200 if (v, p) == ("eps", 4) else 100 if p == 4 else 64)
+    for v in VARIABLES
+    for q in (("own",) if v == "velocity" else ("own", "log_snr"))
+    for p in (1, 2, 3, 4)
+]
 DPM_SOLVERS = [
     (rule(p, m), p, 64 if m else 24) for rule in (DPMSolver, DPMSolverPP) for p in (1, 2, 3) for m in (True, False)
 ]
 UNIPC = [  # the corrector makes it p + 1, with the published rho = 1/2 too: UniC-1 has order 2 and UniPC-2 order 3
-    (UniPC(p, b, v, c), p + c, 100 if p == 4 else 64)
+    (UniPC(p, b, v, corrector=c), p + c, 100 if p == 4 else 64)
     for p in (1, 2, 3, 4)
     for b in ("bh1", "bh2")
     for v in ("x0", "eps")
     for c in (False, True)
 ]
 OTHERS = [(DEIS(), 3, 64), (DEIS(2), 2, 64), (EDMHeun(churn=0.0), 2, 24), (DDIM(), 1, 64)]
-ALL_RULES = [*RUNGE_KUTTA, *ADAMS_BASHFORTH, *DPM_SOLVERS, *UNIPC, *OTHERS]
+ALL_RULES = [*RUNGE_KUTTA, *ADAMS_BASHFORTH, *CORRECTED, *DPM_SOLVERS, *UNIPC, *OTHERS]
 
 
 @pytest.mark.slow
@@ -149,6 +156,7 @@ CHOSEN = [
     (DEIS(), 3, 64),
     (DPMSolver(3, multistep=False), 3, 12),
     (DPMSolverPP(3), 3, 80),
+    (AdamsBashforth(3, corrector=True), 4, 80),
     (UniPC(3), 4, 80),
     (EDMHeun(churn=0.0), 2, 24),
 ]
@@ -166,6 +174,7 @@ TO_DATA = [
     *((rule("eps"), p, 64) for rule, p in ((Euler, 1), (Midpoint, 2), (RK4, 4))),
     *((AdamsBashforth(p, v), p, 100) for v in ("flow", "v", "velocity") for p in (1, 2, 3, 4)),
     *((AdamsBashforth(p, "eps"), p, 150 if p < 4 else 300) for p in (1, 2, 3, 4)),
+    *((AdamsBashforth(p, corrector=True), p + 1, 100) for p in (1, 2, 3, 4)),  # one step uncorrected does not show
 ]
 
 
@@ -410,6 +419,32 @@ def test_unipc_is_its_recurrence_of_corrected_states(p, b, variable, tilted):
     assert same(by_table(UniPC(p, b, variable), tilted), unipc(X, p, b, variable))
 
 
+def lagrange_integral(nodes, k, first, last):
+    """Of the polynomial that is 1 at node k and 0 at the others, by numpy's polynomials."""
+    others = [node for j, node in enumerate(nodes) if j != k]
+    poly = np.polynomial.Polynomial.fromroots(others) if others else np.polynomial.Polynomial([1.0])
+    poly = poly / np.prod([nodes[k] - node for node in others])
+    return poly.integ()(last) - poly.integ()(first)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+def test_the_corrector_is_adams_moulton_on_corrected_states(p, tilted):
+    """In the straight line's own variables: predict, evaluate, correct; the output is not evaluated again."""
+    u = [sigma / (alpha + sigma) for alpha, sigma, _ in map(scales, TIMES)] + [0.0]
+    y, outputs, states = X / sum(scales(TIMES[0])[:2]), [], []
+    for i, t in enumerate(TIMES):
+        alpha, sigma, _ = scales(t)
+        total = alpha + sigma
+        outputs.insert(0, (eps_at(total * y, t) - x0_at(total * y, t)))
+        if i:  # now that the output at u_i is known, the step that led there once more
+            nodes = u[i::-1][: 1 + min(p, i)]
+            y = states[-1] + sum(lagrange_integral(nodes, k, u[i - 1], u[i]) * outputs[k] for k in range(len(nodes)))
+        states.append(y)
+        nodes = u[i::-1][: min(p, i + 1)]
+        y = y + sum(lagrange_integral(nodes, k, u[i], u[i + 1]) * outputs[k] for k in range(len(nodes)))
+    assert same(by_table(AdamsBashforth(p, corrector=True), tilted), y)
+
+
 def deis_weight(nodes, j, t, s):
     def integrand(v):
         abar = scales(v)[0] ** 2
@@ -550,6 +585,7 @@ EVERY = [
     *(rule(v) for rule in (Euler, Midpoint, Heun, RK4) for v in VARIABLES),
     *(AdamsBashforth(3, v, p) for v in VARIABLES for p in ("own", "log_snr", "flow", "time")),
     *(AdamsBashforth(order, v) for v in VARIABLES for order in (1, 2, 4)),
+    *(AdamsBashforth(order, v, corrector=True) for v in VARIABLES for order in (1, 3)),
     *(DEIS(order) for order in (1, 2, 3, 4)),
     *(rule(order, m) for rule in (DPMSolver, DPMSolverPP) for order in (1, 2, 3) for m in (True, False)),
     *(rule(order, sde=True) for rule in (DPMSolver, DPMSolverPP) for order in (1, 2)),
@@ -748,7 +784,8 @@ def test_a_solver_of_the_sde_has_no_exact_trajectory(solver, tilted):
 
 
 def test_auto_has_as_much_order_as_there_are_steps():
-    assert [Auto().rule(k)[0].order for k in (1, 2, 3, 19, 20, 100)] == [1, 2, 3, 3, 4, 4]
-    for steps in (1, 2, 3, 20):
-        rule, spacing = Auto().rule(steps)
-        assert Auto().table(LINEAR, steps=steps) == rule.table(LINEAR, spacing, steps=steps)
+    assert [Auto().rule(k).order for k in (1, 2, 3, 29, 30, 100)] == [1, 2, 3, 3, 4, 4]
+    assert [Auto().rule(k).corrector for k in (1, 9, 10, 30)] == [False, False, True, True]
+    for steps in (1, 2, 3, 10, 30):
+        rule = Auto().rule(steps)
+        assert Auto().table(LINEAR, steps=steps) == rule.table(LINEAR, LinearBetaTime(), steps=steps)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,8 @@ import kuosan as ks
 from kuosan import Denoiser, Process
 from kuosan.cli import main
 from kuosan.compare import compare
+from kuosan.image.data import to_levels
+from kuosan.image.pictures import to_image
 from kuosan.recipe import RecipeError
 from kuosan.sampler import Settings, TunedTableError
 from kuosan.samples import save_samples
@@ -79,6 +82,57 @@ def test_impossible_settings_say_what_is_wrong(run, given, message):
         Settings.of(run.recipe.sampling, **given)
 
 
+def test_a_weaker_run_guides(run, tmp_path):
+    """x0 + w (x0 - x0_weak): the same samples where the weaker run is the run itself, others where it is not."""
+    assert torch.equal(run.sample(4, weak=run, guidance=2.0, steps=4), run.sample(4, steps=4))
+    folder = tmp_path / "weak"
+    shutil.copytree(run.folder, folder)
+    weak = ks.load(folder)
+    with torch.no_grad():
+        for parameter in weak.denoiser.parameters():
+            parameter.mul_(0.5)
+    sampler = run.sampler(weak=weak, guidance=2.0, steps=4)
+    assert sampler.how["weak"] == str(folder)
+    x, c = torch.randn(3, *run.shape, generator=torch.Generator().manual_seed(0)), torch.arange(3)
+    strong, poor = (d(x, 0.5, c).x0 for d in (run.denoiser, weak.denoiser))
+    assert torch.allclose(sampler.model(x, 0.5, c).x0, strong + 2 * (strong - poor), atol=1e-5)
+    assert not torch.allclose(strong, poor, atol=1e-3)
+
+
+def test_what_is_known_is_held_and_the_rest_is_drawn(run, capsys, tmp_path):
+    """By tensors, and by pictures on the command line: white in the mask is drawn anew."""
+    known = torch.linspace(-1, 1, 17)[torch.arange(64) % 17].reshape(run.shape)
+    mask = torch.zeros(run.shape, dtype=torch.bool)
+    mask[..., :3] = True
+    for solver in (DDIM(), {"kind": "ancestral"}):
+        drawn = run.sample(4, known=known, mask=mask, steps=4, solver=solver)
+        assert torch.equal(drawn[:, mask], to_levels(known, run.levels)[mask].expand(4, -1))
+        free = run.sample(4, steps=4, solver=solver)
+        assert not torch.equal(drawn[:, ~mask], free[:, ~mask])
+    picture, where = tmp_path / "known.png", tmp_path / "mask.png"
+    to_image(to_levels(known, run.levels), run.levels).save(picture)
+    to_image((~mask).to(torch.uint8), 2).save(where)
+    words = ("--known", picture, "--mask", where, "--steps", 4, "--solver", "ddim", "-n", 2)
+    found = said(capsys, "sample", run.folder, *words)
+    assert found["known"] == {"share": 3 / 8, "corrections": 0}
+    levels = np.array(Image.open(found["samples"][0]["file"]))
+    assert np.array_equal(levels[:, :3], np.array(Image.open(picture))[:, :3])
+
+
+def test_bfloat16_is_of_the_network_alone(run):
+    """Its products have 8 bits; the state, the noise and the table's sums keep theirs: nearly the same samples."""
+    seen = []
+    hook = run.denoiser.network.register_forward_hook(lambda _, given, out: seen.append((given[0].dtype, out.dtype)))
+    half = run.sample(8, steps=4, precision="bfloat16").int()
+    hook.remove()
+    assert seen == [(torch.float32, torch.bfloat16)] * 4
+    full = run.sample(8, steps=4).int()
+    assert float((half - full).abs().double().mean()) < 0.05 * (run.levels - 1)
+    assert run.sampler(precision="bfloat16").how["precision"] == "bfloat16"
+    with pytest.raises(RecipeError, match="precision"):
+        run.sampler(precision="float16")
+
+
 def test_a_corrector_changes_the_samples_and_keeps_seeds_apart(run):
     plain, corrected = run.sample(4), run.sample(4, corrector={"kind": "langevin"})
     assert not torch.equal(plain, corrected)
@@ -112,6 +166,9 @@ def test_a_tuned_table_is_refused_for_anything_else(tuned, capsys):
     with pytest.raises(TunedTableError, match=r"tuned for other clip \(True, asked for False\)"):
         tuned.sampler(solver={"kind": "tuned"}, steps=4, clip=False)
     original = path.read_text()
+    held = {"known": torch.zeros(tuned.shape), "mask": torch.ones(tuned.shape, dtype=torch.bool)}
+    with pytest.raises(TunedTableError, match="tuned for other known parts"):
+        tuned.sampler(solver={"kind": "tuned"}, steps=4, **held)
     for key in ("weights", "schedule"):
         content = json.loads(original)
         content["fingerprint"][key] = "0" * 16
@@ -124,11 +181,12 @@ def test_a_tuned_table_is_refused_for_anything_else(tuned, capsys):
     with pytest.raises(TunedTableError, match="is damaged"):
         tuned.sampler(solver={"kind": "tuned"}, steps=4)
     path.write_text(original)
-    other = tuned.tuned.fingerprint(tuned.denoiser.around(nn.Linear(1, 1)), section)
-    mine = tuned.tuned.fingerprint(tuned.denoiser, section)
+    settings = Settings.of(section)
+    other = tuned.tuned.fingerprint(tuned.denoiser.around(nn.Linear(1, 1)), settings)
+    mine = tuned.tuned.fingerprint(tuned.denoiser, settings)
     assert other["weights"] != mine["weights"]
     elsewhere = Denoiser(tuned.denoiser.network, Process(ks.schedules.Cosine(s=0.01)), "x0")
-    assert tuned.tuned.fingerprint(elsewhere, section)["schedule"] != mine["schedule"]
+    assert tuned.tuned.fingerprint(elsewhere, settings)["schedule"] != mine["schedule"]
 
 
 def test_the_commands_tune_table_and_compare(tuned, capsys, tmp_path):
@@ -181,6 +239,10 @@ def test_comparing_measures_the_distance_to_the_fine_solution(run):
         (["--grid", "1,0.5", "--steps", "3"], "2 times are given, but 3 steps asked for"),
         (["--grid", "1,x"], "a grid is a name with its settings, or times"),
         (["--interval", "3", "1", "--guidance", "1"], "interval"),
+        (["--weak", "nowhere", "--guidance", "1"], "nowhere is not a run: there is no such folder"),
+        (["--known", "no.png", "--mask", "no.png"], "no.png cannot be read as a picture"),
+        (["--corrections", "1"], "known, the picture to hold, and mask, where it is held, go together"),
+        (["--precision", "float8"], "precision"),
     ],
 )
 def test_the_command_refuses(run, capsys, words, message):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ from kuosan.solvers import (
     run,
     tune,
 )
-from kuosan.solvers.tuning import Tunable, starts
+from kuosan.solvers.tuning import Fine, Pairs, Tunable, starts
 
 COSINE = Process(ALL_SCHEDULES["cosine"])
 QUICK = {"pairs": 256, "iterations": 150, "batch_size": 64, "fine": 60, "dtype": torch.float64}
@@ -45,7 +46,7 @@ def test_every_rule_is_one_choice_of_the_parameters(name, solver, tilted):
 
 
 def test_the_gradient_is_that_of_finite_differences(tilted):
-    """With respect to weights, drift and times, through the exact denoiser."""
+    """With respect to a weight, a drift and a time, through the exact denoiser."""
     table = AdamsBashforth(3, "flow").table(COSINE, LinearBetaTime(), steps=4)
     tunable, model = Tunable(COSINE, table), tilted.denoiser(COSINE)
     x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -54,7 +55,7 @@ def test_the_gradient_is_that_of_finite_differences(tilted):
         return tunable(model, x).square().mean()
 
     loss().backward()
-    for parameter, where in ((tunable.weights, (2, 1)), (tunable.drift, (1,)), (tunable.lengths, (2,))):
+    for parameter, where in ((tunable.theta, (2, 3)), (tunable.theta, (1, 0)), (tunable.lengths, (2,))):
         h = 1e-6
         with torch.no_grad():
             parameter[where] += h
@@ -75,6 +76,49 @@ def test_times_stay_in_order_whatever_the_parameters(dice):
     assert times[0].item() == 1
     assert times[-1].item() == 0
     assert bool((times.diff() < 0).all())
+
+
+def pairs_of(model, process, n=40, fine=200):
+    x = float(process.prior(1.0).std) * torch.randn(
+        n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
+    return Fine(model, None, fine)(Pairs(x, None, x), path=True)
+
+
+def test_the_path_between_the_fine_solution_s_times_is_a_cubic(tilted):
+    """Through two states with their slopes: exact for cubics, and at the states themselves; the last is the end."""
+    u = torch.tensor([0.9, 0.6, 0.35, 0.1, 0.0], dtype=torch.float64)[:, None, None]
+    y, m = u**3 - 2 * u**2 + u * torch.ones(2, 3), 3 * u**2 - 4 * u + torch.ones(2, 3)
+    made = Pairs(y[0], None, y[-1], tuple(u.flatten().tolist()), y, m)
+    for v in (0.85, 0.6, 0.47, 0.11, 0.03, 0.0):
+        assert torch.allclose(made.on_path(v), torch.full((2, 3), v**3 - 2 * v**2 + v).double(), atol=1e-14)
+    pairs = pairs_of(tilted.denoiser(COSINE), COSINE)
+    assert torch.equal(pairs.on_path(0.0), pairs.end)
+    slope = (pairs.on_path(pairs.u[50] + 1e-5) - pairs.on_path(pairs.u[50] - 1e-5)) / 2e-5
+    assert torch.allclose(slope, pairs.m[50], atol=1e-4)  # the outputs are the path's own slopes
+
+
+def test_each_row_is_the_least_squares_fit_to_where_the_fine_solution_is(tilted):
+    """Row by row by numpy's lstsq, each from where the rows before it arrived."""
+    model = tilted.denoiser(COSINE)
+    pairs = pairs_of(model, COSINE)
+    tunable = Tunable(COSINE, AdamsBashforth(3).table(COSINE, steps=5))
+    before = tunable.times().detach().clone()
+    tunable.regress(model, pairs, ridge=0.0)
+    assert torch.equal(tunable.times(), before)
+    times = tunable.times().tolist()
+    scales = [COSINE.scales(torch.tensor(t, dtype=torch.float64)) for t in times]
+    u, g = [float(s / (a + s)) for a, s in scales], [float(a + s) for a, s in scales]
+    y = y_0 = (pairs.x / g[0]).numpy()
+    outputs = []
+    for i, t in enumerate(times[:-1]):
+        outputs.append(model(torch.from_numpy(y * g[i]), t).flow.numpy())
+        columns = np.stack([y_0.ravel(), *((u[i + 1] - u[i]) * m.ravel() for m in outputs)], 1)
+        fit = columns @ np.linalg.lstsq(columns, (pairs.on_path(u[i + 1]).numpy() - y).ravel(), rcond=None)[0]
+        y = y + fit.reshape(y.shape)
+    assert np.allclose(run(tunable.table(), model, pairs.x).numpy(), y, atol=1e-7)
+    start = run(AdamsBashforth(3).table(COSINE, steps=5), model, pairs.x)
+    assert Errors.of(torch.from_numpy(y), pairs.end).rmse < 0.5 * Errors.of(start, pairs.end).rmse
 
 
 @pytest.mark.slow
@@ -102,8 +146,9 @@ def test_the_same_seed_gives_the_same_table_bit_for_bit(ring):
     assert first.table != other.table
 
 
-def test_a_table_worse_than_its_start_is_never_given(ring):
-    """A learning rate that throws everything away: what comes back is the start."""
+def test_a_table_worse_than_its_start_is_never_given(ring, monkeypatch):
+    """A learning rate that throws everything away, and nothing fitted before: what comes back is the start."""
+    monkeypatch.setattr(Tunable, "regress", lambda *_: None)
     found = tune(ring.denoiser(COSINE), (2,), 4, learning_rate=30.0, **QUICK)
     assert not found.improved
     assert found.errors == found.start_errors

@@ -97,7 +97,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         return as_table(shlex.split(words)) if words else None
 
     settings: dict[str, Any] = {"guidance": options.guidance}
-    for name in ("steps", "rescale", "interval", "threshold"):
+    for name in ("steps", "rescale", "interval", "threshold", "precision", "weak", "known", "mask", "corrections"):
         settings[name] = getattr(options, name, None)
     settings["solver"], settings["corrector"] = (
         kind(getattr(options, "solver", None)),
@@ -197,6 +197,7 @@ def _compare(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         options.count,
         progress=Progress("compare"),
         guidance=options.guidance,
+        precision=options.precision,
     )
     path = run.folder / "compare.json"
     path.write_text(json.dumps(plain(found), indent=1), "utf-8")
@@ -305,12 +306,14 @@ def _sampling_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--steps", type=int, help="steps from noise to data")
     command.add_argument("--guidance", type=float, help="classifier-free weight w: 0 none; x0(c) + w (x0(c) - x0())")
+    command.add_argument("--weak", metavar="RUN", help="guide away from this weaker run instead (autoguidance)")
     command.add_argument(
         "--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide between these noise levels sigma/alpha"
     )
     command.add_argument("--rescale", type=float, help="guided contrast towards the unguided, 0 to 1")
     command.add_argument("--threshold", type=float, help="dynamic thresholding of x0 at this quantile, such as 0.995")
     command.add_argument("--corrector", metavar="WORDS", help='such as "langevin snr=0.16 steps=1"')
+    command.add_argument("--precision", help="of the network: float32 or bfloat16, which is often twice as fast")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -336,6 +339,9 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--seeds", type=_numbers, help="one for each sample, like 0-15,20 (default 0, 1, 2, ...)")
     draw.add_argument("--class", dest="classes", metavar="NAMES", help="classes asked for, in turn, like 3 or 0,1,2")
     _sampling_options(draw)
+    draw.add_argument("--known", metavar="PICTURE", help="hold a part of this picture and draw the rest (inpainting)")
+    draw.add_argument("--mask", metavar="PICTURE", help="white where it is drawn anew, black where it is held")
+    draw.add_argument("--corrections", type=int, help="of what is drawn by what is held; 0 (default): replacement")
     draw.add_argument("--batch-size", type=int, default=256, help="samples at once (default 256)")
     draw.add_argument("--out", metavar="FOLDER", help="where to write them (default: RUN/samples)")
 
@@ -343,9 +349,11 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("run", metavar="RUN", help="a run's folder")
     fit.add_argument("--steps", type=int, required=True, help="evaluations of the table")
     fit.add_argument("--guidance", type=float, help="the weight w that it is for (default: the recipe's)")
-    fit.add_argument("--pairs", type=int, help="samples to fit (default 2048)")
-    fit.add_argument("--iterations", type=int, help="of gradient descent (default 1000)")
-    fit.add_argument("--batch-size", type=int, help="samples of each iteration (default 128)")
+    fit.add_argument("--weak", metavar="RUN", help="guided away from this weaker run")
+    fit.add_argument("--precision", help="of the network while tuning: float32 or bfloat16")
+    fit.add_argument("--pairs", type=int, help="samples to fit (default 1024)")
+    fit.add_argument("--iterations", type=int, help="of gradient descent (default 300)")
+    fit.add_argument("--batch-size", type=int, help="samples of each iteration (default 64)")
     fit.add_argument("--fine", type=int, help="steps of the fine solution that is fitted (default 100)")
     fit.add_argument("--seed", type=int, help="the same seed gives the same table (default 0)")
 
@@ -360,6 +368,7 @@ def _parser() -> argparse.ArgumentParser:
     beside.add_argument("--evaluations", type=_numbers, help="budgets like 5,10,20")
     beside.add_argument("-n", "--count", type=int, default=1000, help="samples of each (default 1000)")
     beside.add_argument("--guidance", type=float, help="classifier-free weight w (default: the recipe's)")
+    beside.add_argument("--precision", help="of the network: float32 or bfloat16")
 
     measure = add(
         "evaluate", _evaluate, "measure a run: its held-out bound in bits per dimension, its samples' quality"

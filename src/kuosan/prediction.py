@@ -73,9 +73,11 @@ def log_gain(form: str, process: Process, t: Time) -> Tensor:
     return 2 * torch.log(torch.abs(a - b * torch.exp(0.5 * process.log_snr(t))))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: that would make it four times as slow to make, one for each step of a sampler
 class Prediction:
     r"""What a denoiser says about x_t, in whichever form it came; the others are derived when asked for.
+
+    Not to be changed: :func:`dataclasses.replace` makes another one.
 
     Args:
         process: the forward process.

@@ -109,6 +109,7 @@ class Sampling(Section):
     clip: Annotated[bool, Field(description="keep every x0-hat within [-1, 1]")] = True
     threshold: Annotated[float, Field(ge=0, lt=1, description="dynamic thresholding at this quantile; 0: none")] = 0.0
     corrector: Annotated[dict[str, Any] | None, Field(description="kind = langevin | mala, and its settings")] = None
+    precision: Annotated[Literal["float32", "bfloat16"], Field(description="of the network's arithmetic")] = "float32"
 
     @model_validator(mode="after")
     def _one_transform(self) -> Sampling:

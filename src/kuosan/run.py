@@ -247,7 +247,9 @@ class Run:
         Args:
             settings: keys of the recipe's section ``sampling``; solver, grid and corrector may be objects too. The
                 solver {"kind": "tuned"} is the table that `kuosan tune` made; the grid {"kind": "trajectory"} is that
-                of the best bound.
+                of the best bound. Beside them: weak, another run or its folder, that guidance leads away from; known,
+                a picture or its pixels (C, H, W) in [-1, 1], and mask, bool and True where it is held, or a picture
+                that is white where it is drawn anew; corrections, of inpainting.
 
         Raises:
             ValueError: an unknown setting or an impossible value.
@@ -257,10 +259,28 @@ class Run:
             if len(grid) > 1:
                 raise RecipeError(f"sampling.grid: trajectory has no settings, got {', '.join(grid.keys() - {'kind'})}")
             settings["grid"] = self.trajectory(settings.get("steps") or self.recipe.sampling.steps)
-        chosen = Settings.of(self.recipe.sampling, **settings)
+        chosen = self._settings(settings)
         if chosen.solver is not None:
             chosen = dataclasses.replace(chosen, solver=measured(chosen.solver, self.variance))
-        return sampler(chosen, self.denoiser, self.conditional, self.tuned, to_stderr)
+        found = sampler(chosen, self.denoiser, self.conditional, self.tuned, to_stderr)
+        if weak := settings.get("weak"):
+            found.how["weak"] = str(weak.folder if isinstance(weak, Run) else weak)
+        return found
+
+    def _settings(self, given: Mapping[str, Any]) -> Settings:
+        """The recipe's settings with those given, other runs loaded and pictures read."""
+        found = dict(given)
+        if weak := given.get("weak"):
+            other = weak if isinstance(weak, Run) else load(weak)
+            if other.shape != self.shape:
+                raise RunError(f"{other.folder} makes samples of shape {other.shape}, {self.folder} of {self.shape}")
+            found["weak"] = other.denoiser
+        if isinstance(known := given.get("known"), str | Path):
+            found["known"] = image_data.read_picture(known, self.shape, self.levels)
+        if isinstance(mask := given.get("mask"), str | Path):
+            white = image_data.read_picture(mask, (1, *self.shape[1:]), 2)
+            found["mask"] = (white < 0).expand(self.shape)
+        return Settings.of(self.recipe.sampling, **found)
 
     def tune(self, steps: int, *, settings: Mapping[str, Any] | None = None, **how: Any) -> tuple[Tuned, Path]:
         """Fit a table of so many evaluations to this run and keep it: :func:`kuosan.solvers.tune`.
@@ -269,7 +289,7 @@ class Run:
             settings: of sampling, such as guidance, that the table is for; default the recipe's.
             how: pairs, iterations, batch_size, learning_rate, fine, seed, progress.
         """
-        chosen = Settings.of(self.recipe.sampling, **dict(settings or {}) | {"steps": steps})
+        chosen = self._settings(dict(settings or {}) | {"steps": steps})
         found = tune(
             chosen.model(self.denoiser, self.conditional),
             self.shape,
@@ -279,7 +299,7 @@ class Run:
             device=device(),
             **how,
         )
-        return found, self.tuned.save(found, steps, self.tuned.fingerprint(self.denoiser, chosen.section))
+        return found, self.tuned.save(found, steps, self.tuned.fingerprint(self.denoiser, chosen))
 
     def labels_for(self, n: int) -> Tensor | None:
         """Classes in turn for n samples; None for an unconditional model."""

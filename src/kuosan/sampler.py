@@ -15,16 +15,19 @@ from torch import Tensor
 
 from kuosan.build import make_corrector, make_grid, make_solver
 from kuosan.denoiser import Denoiser
+from kuosan.networks import BFloat16
 from kuosan.optimal import weights_fingerprint
 from kuosan.plain import plain
 from kuosan.process import Grid, Process
 from kuosan.recipe import RecipeError, Sampling, explain
 from kuosan.solvers import (
     Auto,
+    Autoguidance,
     ClassifierFree,
     Clip,
     Corrector,
     DynamicThreshold,
+    Inpainting,
     Model,
     Solver,
     Spacing,
@@ -63,17 +66,31 @@ class Settings:
     """The settings of sampling, made into objects where they name a kind.
 
     ``Settings.of(recipe.sampling, steps=8, solver=Heun())``: what is given replaces the recipe's; None is not given.
+
+    Args:
+        weak: the model that guidance leads away from; by default the same one, asked for no class.
+        known, mask: a sample's shape: values that are held, and where (True).
+        corrections: of :class:`~kuosan.solvers.Inpainting`.
     """
 
     section: Sampling
     solver: Solver | None  # None: the tuned table, and nothing else
     grid: Spacing | Grid | None
     corrector: Corrector | None
+    weak: Denoiser | None = None
+    known: Tensor | None = None
+    mask: Tensor | None = None
+    corrections: int = 0
 
     @classmethod
     def of(cls, section: Sampling, **given: Any) -> Settings:
         """Raises RecipeError for an unknown setting or an impossible value."""
         given = {key: value for key, value in given.items() if value is not None}
+        others = {key: given.pop(key) for key in ("weak", "known", "mask", "corrections") if key in given}
+        if "weak" in others and not given.get("guidance", section.guidance):
+            raise RecipeError("weak is a model to be guided away from: it needs a guidance weight")
+        if ("known" in others) != ("mask" in others) or ("corrections" in others and "known" not in others):
+            raise RecipeError("known, the picture to hold, and mask, where it is held, go together")
         objects = {k: v for k, v in given.items() if k in OBJECTS and isinstance(v, OBJECTS[k])}
         numbers = {k: v for k, v in given.items() if k not in objects}
         if given.get("threshold"):
@@ -89,20 +106,31 @@ class Settings:
         grid = make_grid(section.grid) if section.grid and "grid" not in objects else None
         corrector = make_corrector(section.corrector) if section.corrector else None
         found: dict[str, Any] = {"solver": solver, "grid": grid, "corrector": corrector} | objects
-        return cls(section, **found)
+        return cls(section, **found, **others)
 
     def model(self, denoiser: Denoiser, conditional: bool) -> Model:
-        """The denoiser, wrapped in guidance if the weight is not 0.
+        """The denoiser in the precision asked for, guided if the weight is not 0, held to what is known.
 
         Raises:
-            ValueError: guidance of a model without classes.
+            ValueError: guidance of a model without classes or a weaker model, a mask of another shape.
         """
         section = self.section
-        if section.guidance == 0:
-            return denoiser
-        if not conditional:
-            raise ValueError("guidance needs a model that was trained with classes: there is nothing to guide towards")
-        return ClassifierFree(denoiser, section.guidance, section.interval, section.rescale)
+        weight, interval, rescale = section.guidance, section.interval, section.rescale
+        strong, weak = (
+            d.around(BFloat16(d.network)) if d is not None and section.precision == "bfloat16" else d
+            for d in (denoiser, self.weak)
+        )
+        assert strong is not None
+        model: Model = strong
+        if weight and weak is not None:
+            model = Autoguidance(strong, weak, weight, interval, rescale)
+        elif weight:
+            if not conditional:
+                raise ValueError("guidance needs a model trained with classes, or a weaker one to be guided away from")
+            model = ClassifierFree(strong, weight, interval, rescale)
+        if self.known is not None and self.mask is not None:
+            model = Inpainting(model, self.known, self.mask, self.corrections)
+        return model
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor] | None:
@@ -122,8 +150,12 @@ class Settings:
             if getattr(section, key):
                 words[key] = getattr(section, key)
         words["clip"] = section.clip
+        if section.precision != Sampling().precision:
+            words["precision"] = section.precision
         if self.corrector is not None:
             words["corrector"] = str(self.corrector)
+        if self.known is not None:
+            words["known"] = {"share": float(self.mask.double().mean()), "corrections": self.corrections}  # type: ignore[union-attr]
         return words
 
 
@@ -141,17 +173,23 @@ class TunedTables:
         return self.folder / f"steps-{steps}{f'-guidance-{guidance:g}' if guidance else ''}.json"
 
     @staticmethod
-    def fingerprint(denoiser: Denoiser, section: Sampling) -> dict[str, Any]:
+    def fingerprint(denoiser: Denoiser, settings: Settings) -> dict[str, Any]:
         """What a tuned table is valid for."""
-        guided = {"interval": plain(section.interval), "rescale": section.rescale} if section.guidance else {}
-        return {
+        section = settings.section
+        found: dict[str, Any] = {
             "weights": weights_fingerprint(denoiser),
             "schedule": _schedule_fingerprint(denoiser.process),
             "guidance": section.guidance,
-            **guided,
             "clip": section.clip,
             "threshold": section.threshold,
         }
+        if section.guidance:
+            found |= {"interval": plain(section.interval), "rescale": section.rescale}
+        if settings.weak is not None:
+            found["weak model"] = weights_fingerprint(settings.weak)
+        if settings.known is not None:
+            found["known parts"] = True
+        return found
 
     def save(self, tuned: Tuned, steps: int, fingerprint: dict[str, Any]) -> Path:
         path = self.path(steps, fingerprint["guidance"])
@@ -192,7 +230,7 @@ class TunedTables:
         if wrong:
             what = ", ".join(
                 key
-                if key in ("weights", "schedule")
+                if key in ("weights", "schedule", "weak model", "known parts")
                 else f"{key} ({made_for.get(key)}, asked for {fingerprint.get(key)})"
                 for key in wrong
             )
@@ -230,7 +268,7 @@ def sampler(
         steps, guidance = settings.section.steps, settings.section.guidance
         if wants or tuned.path(steps, guidance).is_file():
             try:
-                table = tuned.load(steps, tuned.fingerprint(denoiser, settings.section))
+                table = tuned.load(steps, tuned.fingerprint(denoiser, settings))
                 how["solver"] = f"tuned ({tuned.path(steps, guidance).name})"
             except TunedTableError as error:
                 if wants:

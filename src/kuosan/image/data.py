@@ -180,6 +180,22 @@ def to_levels(pixels: Tensor, count: int) -> Tensor:
     return ((pixels.to(torch.float32) + 1) * ((count - 1) / 2)).round().clamp(0, count - 1).to(torch.uint8)
 
 
+def read_picture(file: str | Path, shape: tuple[int, ...], count: int) -> Tensor:
+    """One picture, cropped and scaled to (C, H, W), as pixels in [-1, 1] of that many levels.
+
+    Raises:
+        ValueError: no such file, not a picture, or a shape that is not that of an image of one or three channels.
+    """
+    channels, height, width = shape
+    if channels not in (1, 3) or height != width:
+        raise ValueError(f"a picture is square, of one channel or three; the samples have shape {tuple(shape)}")
+    try:
+        values = torch.from_numpy(_decode(Path(file), height, channels)[0].copy())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as a picture: {error}") from None
+    return to_pixels(to_levels(to_pixels(values, 256), count), count)
+
+
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _MANY = 500  # pictures, above which reading shows progress and is cached
 _FORMAT = 1  # of the cached file: raise it when pictures become other bytes than before

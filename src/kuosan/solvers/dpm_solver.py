@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from kuosan.process import Process
 from kuosan.solvers.grids import LinearBetaTime
+from kuosan.solvers.multistep import Multistep
 from kuosan.solvers.table import Row, Solver
 from kuosan.solvers.variables import half_log_snr, scale_at, to_data
 
@@ -158,7 +159,7 @@ class DPMSolverPP(DPMSolver):
 
 
 @dataclass(frozen=True)
-class UniPC(Solver):
+class UniPC(Multistep):
     r"""UniPC (Zhao et al. 2023, arXiv 2302.04867): a predictor, and a corrector that costs no evaluation.
 
     With the outputs' differences :math:`D_k = (m_k - m_t)/r_k`, :math:`r_k = (h_k - h_t)/(h_s - h_t)` at the
@@ -167,8 +168,7 @@ class UniPC(Solver):
     .. math:: x_s = k\,x_t - S\,\Big[(e^H - 1)\,m_t + B(H) \sum_k \rho_k D_k\Big],
         \qquad \sum_k r_k^{\,n-1} \rho_k = \frac{n!\,\varphi_{n+1}(H)}{B(H)}, \quad n = 1, 2, \dots
 
-    (eq. 3 and 5; where one difference is left, rho = 1/2.) The corrected state is never evaluated: its correction is
-    linear in the outputs, so that the next row takes it in.
+    (eq. 3 and 5; where one difference is left, rho = 1/2.)
 
     Args:
         order: p, 1 to 4: of the predictor; the corrector makes it p + 1.
@@ -180,11 +180,9 @@ class UniPC(Solver):
         ValueError: an unknown order, B or variable.
     """
 
-    order: int = 2
     b: str = "bh2"
     variable: str = "x0"
-    corrector: bool = True
-    spacing = LinearBetaTime()
+    corrector: bool = field(default=True, kw_only=True)
 
     def __post_init__(self):
         if self.order not in (1, 2, 3, 4):
@@ -200,40 +198,21 @@ class UniPC(Solver):
     def needs_signal(self) -> bool:
         return True
 
-    def rows(self, process, grid):
-        correction = np.zeros(1)  # of X_i by m_i, m_{i-1}, ...
-        for i, (t, s) in enumerate(grid.pairs()):
-            if s == 0:
-                x, m_t, _ = to_data(self.variable, process, t).history()
-                m = sum(x) * correction
-                m[0] += m_t[0]
-                yield Row(t, x=x, m=tuple(m))
-                return
-            nodes = grid.times[max(0, i + 1 - self.order) : i + 1][::-1]  # newest first
-            step = _Step.between(self.variable, process, t, s)
-            predicted = self._outputs(process, step, nodes, s, correct=False)
-            size = max(len(predicted), len(correction))
-            yield Row(t, x=step.k, m=tuple(step.k * _fit(correction, size) + _fit(predicted, size)))
-            if self.corrector:
-                correction = self._outputs(process, step, nodes, s, correct=True)
-                correction[1 : 1 + len(predicted)] -= predicted
+    def row(self, process, nodes, s):
+        if s == 0:
+            return to_data(self.variable, process, nodes[0])
+        k = _Step.between(self.variable, process, nodes[0], s).k
+        return Row(nodes[0], x=k, m=tuple(self.outputs(process, nodes, nodes[0], s)))
 
-    def _outputs(self, process, step: _Step, nodes: Sequence[float], s: float, correct: bool) -> np.ndarray:
-        """Coefficients of the outputs, newest first; the corrector's newest is that at s."""
-        h = np.array([half_log_snr(process, u) for u in nodes])
-        r = (h[1:] - h[0]) / (half_log_snr(process, s) - h[0])
-        if correct:
-            r = np.array([*r, 1.0])
+    def outputs(self, process, nodes, t, s):
+        step = _Step.between(self.variable, process, t, s)
+        correct = nodes[0] == s  # the newest output is then that at the end of the step
+        h_t, h_s = half_log_snr(process, t), half_log_snr(process, s)
+        r = np.array([(half_log_snr(process, u) - h_t) / (h_s - h_t) for u in nodes if u != t])
         B = step.H if self.b == "bh1" else step.phi(1)
         n = np.arange(1, len(r) + 1)
         target = np.array([math.factorial(k) * step.phi(k + 1) / B for k in range(1, len(r) + 1)])
         rho = np.full(len(r), 0.5) if len(r) == 1 else np.linalg.solve(r ** (n[:, None] - 1), target)
         differences = B * rho / r
-        m = np.concatenate([[step.phi(1) - differences.sum()], differences])
-        if correct:
-            m = np.concatenate([m[-1:], m[:-1]])
+        m = np.insert(differences, int(correct), step.phi(1) - differences.sum())
         return -step.S * m
-
-
-def _fit(coefficients: np.ndarray, size: int) -> np.ndarray:
-    return np.concatenate([coefficients, np.zeros(size - len(coefficients))])

@@ -98,17 +98,19 @@ def run(
     """
     if table.stochastic and noise is None:
         raise ValueError("this table is stochastic: it has no one trajectory; give it noise, or take an ODE solver")
-    states: list[Tensor] = [x_init]
+    states: list[Tensor] = [x_init]  # these three newest first, as far back as a row still reaches
     outputs: list[Tensor] = []
     noises: list[Tensor] = []
+    past = (states, outputs, noises)
     used: list[int] = []  # the memory of the outputs that are kept
     steps: list[_Step] = []
     form, depths, spare = "", (1, 1, 1), list[Tensor]()
-    for i in range(table.evaluations):
+    stochastic = table.stochastic
+    for i, row in enumerate(table.rows):
         if correct is not None:
-            states[0] = correct(states[0], table.rows[i].t)
+            states[0] = correct(states[0], row.t)
         x = states[0]
-        prediction = model(x, table.rows[i].t, condition)
+        prediction = model(x, row.t, condition)
         if transform is not None:
             prediction = prediction.with_x0(transform(prediction.x0))
         if watch is not None:
@@ -131,21 +133,22 @@ def run(
             used.insert(0, memory)
             del used[depths[1] :]
         outputs.insert(0, value)
-        fresh = noise().to(x) if step.draws else _NONE  # type: ignore[misc]
-        noises.insert(0, fresh if step.each is None or not step.draws else fresh * step.each)
-        past = (states, outputs, noises)
-        which, k, _ = step.terms[0]
+        if stochastic:
+            fresh = noise().to(x) if step.draws else _NONE  # type: ignore[misc]
+            noises.insert(0, fresh if step.each is None or not step.draws else fresh * step.each)
+            del noises[depths[2] :]
+        (which, k, _), *others = step.terms
         total = torch.mul(past[which][k], step.first, out=spare.pop() if spare else torch.empty_like(x))
-        for which, k, c in step.terms[1:]:
+        for which, k, c in others:
             total.add_(past[which][k], alpha=c)
         if step.ends is not None:
             total.addcmul_(_own_std(prediction, *step.ends), noises[0])
         states.insert(0, total)
-        if len(states) > depths[0]:  # no row reaches back further
+        if len(states) > depths[0]:
             old = states.pop()
             if watch is None and correct is None and old is not x_init:
                 spare.append(old)
-        del outputs[depths[1] :], noises[depths[2] :]
+        del outputs[depths[1] :]
     return states[0]
 
 
