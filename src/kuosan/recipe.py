@@ -55,7 +55,7 @@ class DenoiserSection(Section):
     """What the network predicts and how it is preconditioned."""
 
     predicts: Annotated[
-        Literal["x0", "eps", "score", "v", "velocity", "levels", "energy"],
+        Literal["x0", "eps", "score", "v", "velocity", "flow", "levels", "energy"],
         Field(description="what the network's output means"),
     ] = "v"
     preconditioning: Annotated[Literal["none", "edm"], Field(description="edm: unit variance in and out")] = "none"

@@ -114,16 +114,16 @@ class Tunable(nn.Module):
         u, g = ([at("flow", self.process, t) for t in times] for at in (clock_at, scale_at))
         numbers = self.numbers()
         y = pairs.x / g[0]
-        columns = [y.double().flatten()]
+        columns = [y.cpu().double().flatten()]
         for i, t in enumerate(times[:-1]):
             outputs = [
                 _output(model, part.x, t, part.condition, transform)
                 for part in dataclasses.replace(pairs, x=g[i] * y).batches()
             ]
-            columns.append(torch.cat(outputs).double().flatten())
+            columns.append(torch.cat(outputs).cpu().double().flatten())
             a = torch.stack([columns[0], *((u[i + 1] - u[i]) * m for m in columns[1:])])
             own = slice(0, i + 2)
-            missing = (pairs.on_path(u[i + 1]) - y).double().flatten() - numbers[i, own] @ a
+            missing = (pairs.on_path(u[i + 1]) - y).cpu().double().flatten() - numbers[i, own] @ a
             gram = a @ a.mT
             gram += ridge * torch.diag(gram.diagonal())
             numbers[i, own] += torch.linalg.solve(gram, a @ missing)
@@ -216,7 +216,7 @@ class Tuned:
 
     Args:
         table: the best seen; the start itself, where nothing was better.
-        start: the fixed rule that it began from, by name.
+        start: the best fixed rule, by name.
         errors, start_errors: of both.
         improved: whether the table is not the start.
     """
@@ -361,10 +361,12 @@ def tune(
         few = fit[:held_out]
         name = min(fixed, key=lambda one: rmse(fixed[one], few))
         fitted = []
-        for times in {table.times: table for table in fixed.values()}.values():
-            tunable = Tunable(process, times)
+        grids = {table.times: table for table in fixed.values()}
+        for done, table in enumerate(grids.values(), 1):
+            tunable = Tunable(process, table)
             tunable.regress(model, paths, transform)
             fitted.append((rmse(tunable.table(), few), tunable))
+            say(done, len(grids), "grids, row by row")
         tunable = min(fitted, key=lambda one: one[0])[1]
         candidates = [fixed[name], tunable.table()]
         look = max(iterations // 10, 1)
@@ -425,7 +427,7 @@ def _descend(
     generator: torch.Generator,
 ) -> Iterator[int]:
     """Adam; yields the number of each iteration that is done, and ends early where it diverges."""
-    parameters = list(tunable.parameters())
+    parameters = [tunable.theta, tunable.lengths]
     optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99))
     decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: 0.5 + 0.5 * math.cos(math.pi * i / iterations))
     for i in range(1, iterations + 1):
