@@ -132,7 +132,7 @@ def ours(mixture: ks.Mixture, x: Tensor, n: int, tuning: bool) -> dict[str, Tens
     model = mixture.denoiser(process)
     tables = {"auto": ks.solvers.Auto().table(process, steps=n)}
     if tuning and n <= TUNED:
-        settings = {"pairs": 16384, "iterations": 2000, "batch_size": 512, "dtype": torch.float64}
+        settings = {"pairs": 16384, "iterations": 1000, "batch_size": 512, "dtype": torch.float64}
         tables["tuned"] = ks.solvers.tune(model, (mixture.dimension,), n, seed=1, **settings).table
     return {name: ks.solvers.run(table, model, x) for name, table in tables.items()}
 

@@ -41,6 +41,10 @@ def tuned(run):
     return run
 
 
+def table_path(run):
+    return run.tuned.path(4, run.tuned.fingerprint(run.denoiser, Settings.of(run.recipe.sampling)))
+
+
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -75,6 +79,9 @@ def test_guidance_reaches_the_model(run):
         ({"clip": True, "threshold": 0.9}, "threshold takes the place of clip"),
         ({"grid": {"kind": "karas"}}, "sampling.grid.kind: must be one of time"),
         ({"corrector": {"kind": "langevin", "snr": -1.0}}, "snr"),
+        ({"known": torch.zeros(1), "mask": torch.ones(1) > 0, "corrector": {"kind": "langevin"}}, "would move what"),
+        ({"known": torch.zeros(1)}, "needs both known, the picture, and mask"),
+        ({"weak": None, "corrections": 2}, "needs both known"),
     ],
 )
 def test_impossible_settings_say_what_is_wrong(run, given, message):
@@ -104,19 +111,28 @@ def test_what_is_known_is_held_and_the_rest_is_drawn(run, capsys, tmp_path):
     known = torch.linspace(-1, 1, 17)[torch.arange(64) % 17].reshape(run.shape)
     mask = torch.zeros(run.shape, dtype=torch.bool)
     mask[..., :3] = True
-    for solver in (DDIM(), {"kind": "ancestral"}):
-        drawn = run.sample(4, known=known, mask=mask, steps=4, solver=solver)
+    for solver, steps in ((DDIM(), 4), ({"kind": "ancestral"}, 4), ({"kind": "auto"}, 12)):
+        drawn = run.sample(4, known=known, mask=mask, steps=steps, solver=solver)
         assert torch.equal(drawn[:, mask], to_levels(known, run.levels)[mask].expand(4, -1))
-        free = run.sample(4, steps=4, solver=solver)
+        free = run.sample(4, steps=steps, solver=solver)
         assert not torch.equal(drawn[:, ~mask], free[:, ~mask])
     picture, where = tmp_path / "known.png", tmp_path / "mask.png"
     to_image(to_levels(known, run.levels), run.levels).save(picture)
     to_image((~mask).to(torch.uint8), 2).save(where)
     words = ("--known", picture, "--mask", where, "--steps", 4, "--solver", "ddim", "-n", 2)
     found = said(capsys, "sample", run.folder, *words)
-    assert found["known"] == {"share": 3 / 8, "corrections": 0}
+    assert (found["held"], found["known"], found["mask"]) == (3 / 8, str(picture), str(where))
     levels = np.array(Image.open(found["samples"][0]["file"]))
     assert np.array_equal(levels[:, :3], np.array(Image.open(picture))[:, :3])
+
+
+def test_a_threshold_leaves_what_is_known(run):
+    """Its scaling is of what is drawn: x0 twice too large, but for the known ones."""
+    known, mask = torch.full(run.shape, 0.9), torch.zeros(run.shape, dtype=torch.bool)
+    mask[..., :4, :] = True
+    transform = run.sampler(known=known, mask=mask, threshold=0.9).transform
+    x = torch.where(mask, known, 2.0).expand(3, *run.shape)
+    assert torch.equal(transform(x), torch.where(mask, known, 1.0).expand(3, *run.shape))
 
 
 def test_bfloat16_is_of_the_network_alone(run):
@@ -147,28 +163,33 @@ def test_a_tuned_table_is_used_by_default_at_its_number_of_steps_alone(tuned):
     assert tuned.sampler(solver={"kind": "auto"}, steps=4).how["solver"].startswith("tuned (")
     assert tuned.sampler(solver={"kind": "auto"}, steps=5).how["solver"].startswith("Auto(")
     assert "tuned" not in tuned.sampler(solver={"kind": "ddim"}, steps=4).how["solver"]
-    kept = json.loads(tuned.tuned.path(4, 0.0).read_text())
+    kept = json.loads(table_path(tuned).read_text())
     assert tuned.sampler(solver={"kind": "tuned"}, steps=4).table.to_json() == kept["table"]
     assert kept["errors"]["rmse"] <= kept["start_errors"]["rmse"]
 
 
 def test_tuning_twice_gives_the_same_file(tuned, tmp_path):
-    before = tuned.tuned.path(4, 0.0).read_bytes()
+    before = table_path(tuned).read_bytes()
     tuned.tune(4, **QUICK)
-    assert tuned.tuned.path(4, 0.0).read_bytes() == before
+    assert table_path(tuned).read_bytes() == before
 
 
 def test_a_tuned_table_is_refused_for_anything_else(tuned, capsys):
     """Another weight of guidance, other clipping, other weights, another schedule; auto says so and goes on."""
-    path, section = tuned.tuned.path(4, 0.0), tuned.recipe.sampling
+    path, section = table_path(tuned), tuned.recipe.sampling
     with pytest.raises(TunedTableError, match=r"there is no .*steps-4-guidance-1.json.*kuosan tune"):
         tuned.sampler(solver={"kind": "tuned"}, steps=4, guidance=1.0)
     with pytest.raises(TunedTableError, match=r"tuned for other clip \(True, asked for False\)"):
         tuned.sampler(solver={"kind": "tuned"}, steps=4, clip=False)
     original = path.read_text()
     held = {"known": torch.zeros(tuned.shape), "mask": torch.ones(tuned.shape, dtype=torch.bool)}
-    with pytest.raises(TunedTableError, match="tuned for other known parts"):
+    with pytest.raises(TunedTableError, match="tuned without anything held"):
         tuned.sampler(solver={"kind": "tuned"}, steps=4, **held)
+    assert tuned.sampler(solver={"kind": "auto"}, steps=4, **held).how["solver"].startswith("Auto(")
+    with pytest.raises(ValueError, match="tuned without anything held"):
+        tuned.tune(4, settings=held)
+    weak = tuned.tuned.fingerprint(tuned.denoiser, Settings.of(section, weak=tuned.denoiser, guidance=1.0))
+    assert tuned.tuned.path(4, weak).name.startswith("steps-4-guidance-1-weak-")
     for key in ("weights", "schedule"):
         content = json.loads(original)
         content["fingerprint"][key] = "0" * 16
@@ -241,7 +262,8 @@ def test_comparing_measures_the_distance_to_the_fine_solution(run):
         (["--interval", "3", "1", "--guidance", "1"], "interval"),
         (["--weak", "nowhere", "--guidance", "1"], "nowhere is not a run: there is no such folder"),
         (["--known", "no.png", "--mask", "no.png"], "no.png cannot be read as a picture"),
-        (["--corrections", "1"], "known, the picture to hold, and mask, where it is held, go together"),
+        (["--corrections", "1"], "inpainting needs both known, the picture, and mask"),
+        (["--known", "no.png"], "no.png cannot be read as a picture"),
         (["--precision", "float8"], "precision"),
     ],
 )

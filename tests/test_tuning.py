@@ -189,7 +189,8 @@ def test_a_table_is_written_and_read_without_losing_a_bit():
         (lambda: Tunable(COSINE, Ancestral().table(COSINE, steps=4)), "without noise can be tuned"),
         (lambda: Tunable(COSINE, Heun().table(COSINE, steps=4)), "evaluates once in each step"),
         (lambda: tune(None, (2,), 0), "must be at least 1"),
-        (lambda: tune(None, (2,), 50, fine=50), "more steps than the 50"),
+        (lambda: tune(None, (2,), 50, fine=50), "more steps than the table's 50"),
+        (lambda: tune(None, (2,), 1, fine=3), "of order 4, must have more steps"),
     ],
 )
 def test_what_cannot_be_tuned_says_why(call, message):

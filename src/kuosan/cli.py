@@ -151,13 +151,15 @@ def _tune(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     how = {k: v for k, v in given.items() if v is not None}
     settings = {k: v for k, v in _settings(options).items() if k != "steps"}
     found, path = run.tune(options.steps, settings=settings, progress=Progress("tune"), **how)
+    guided = f" --guidance {options.guidance:g}" if options.guidance is not None else ""
+    guided += f" --weak {options.weak}" if options.weak else ""
     before, after = found.start_errors, found.errors
     lines = [
         f"{'distance to the fine solution, fresh samples':48}{'rmse':>10}{'median':>10}",
         f"{'  ' + found.start:48}{before.rmse:>10.4f}{before.median:>10.4f}",
         f"{'  tuned':48}{after.rmse:>10.4f}{after.median:>10.4f}",
         "" if found.improved else "nothing better than the start was found; the start is kept",
-        f"{path}; `kuosan sample {run.folder} --steps {options.steps}` uses it",
+        f"{path}; `kuosan sample {run.folder} --steps {options.steps}{guided}` uses it",
     ]
     result = {"table": str(path), "start": found.start, "improved": found.improved}
     result |= {"errors": asdict(after), "start_errors": asdict(before)}
@@ -313,7 +315,7 @@ def _sampling_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rescale", type=float, help="guided contrast towards the unguided, 0 to 1")
     command.add_argument("--threshold", type=float, help="dynamic thresholding of x0 at this quantile, such as 0.995")
     command.add_argument("--corrector", metavar="WORDS", help='such as "langevin snr=0.16 steps=1"')
-    command.add_argument("--precision", help="of the network: float32 or bfloat16, which is often twice as fast")
+    command.add_argument("--precision", help="of the network: float32, or bfloat16: faster for large batches")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -339,9 +341,13 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--seeds", type=_numbers, help="one for each sample, like 0-15,20 (default 0, 1, 2, ...)")
     draw.add_argument("--class", dest="classes", metavar="NAMES", help="classes asked for, in turn, like 3 or 0,1,2")
     _sampling_options(draw)
-    draw.add_argument("--known", metavar="PICTURE", help="hold a part of this picture and draw the rest (inpainting)")
+    draw.add_argument(
+        "--known",
+        metavar="PICTURE",
+        help="hold a part of this picture, draw the rest; it and the mask are cropped and scaled",
+    )
     draw.add_argument("--mask", metavar="PICTURE", help="white where it is drawn anew, black where it is held")
-    draw.add_argument("--corrections", type=int, help="of what is drawn by what is held; 0 (default): replacement")
+    draw.add_argument("--corrections", type=int, help="of what is drawn, by what is held; default 0")
     draw.add_argument("--batch-size", type=int, default=256, help="samples at once (default 256)")
     draw.add_argument("--out", metavar="FOLDER", help="where to write them (default: RUN/samples)")
 

@@ -84,7 +84,7 @@ def compare(
             points.append(point | (apart or {"rmse": None, "median": None}) | quality(x))
         if progress:
             progress(done, len(tries), f"{name}, {budget} evaluations")
-    how = {key: fine.how[key] for key in ("guidance", "clip")}
+    how: dict[str, Any] = {key: fine.how[key] for key in ("guidance", "clip", "precision") if key in fine.how}
     return {
         "step": run.step,
         "samples": samples,

@@ -263,8 +263,10 @@ class Run:
         if chosen.solver is not None:
             chosen = dataclasses.replace(chosen, solver=measured(chosen.solver, self.variance))
         found = sampler(chosen, self.denoiser, self.conditional, self.tuned, to_stderr)
-        if weak := settings.get("weak"):
-            found.how["weak"] = str(weak.folder if isinstance(weak, Run) else weak)
+        for name in ("weak", "known", "mask"):  # of files and folders, the names too
+            given = settings.get(name)
+            if isinstance(given, Run | str | Path):
+                found.how[name] = str(given.folder if isinstance(given, Run) else given)
         return found
 
     def _settings(self, given: Mapping[str, Any]) -> Settings:
@@ -274,6 +276,8 @@ class Run:
             other = weak if isinstance(weak, Run) else load(weak)
             if other.shape != self.shape:
                 raise RunError(f"{other.folder} makes samples of shape {other.shape}, {self.folder} of {self.shape}")
+            if self.conditional and (not other.conditional or other.classes != self.classes):
+                raise RunError(f"{other.folder} was not trained with the classes of {self.folder}")
             found["weak"] = other.denoiser
         if isinstance(known := given.get("known"), str | Path):
             found["known"] = image_data.read_picture(known, self.shape, self.levels)
@@ -290,6 +294,8 @@ class Run:
             how: pairs, iterations, batch_size, learning_rate, fine, seed, progress.
         """
         chosen = self._settings(dict(settings or {}) | {"steps": steps})
+        if chosen.known is not None:
+            raise ValueError("a table is tuned without anything held: drop known and mask")
         found = tune(
             chosen.model(self.denoiser, self.conditional),
             self.shape,

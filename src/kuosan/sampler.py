@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,11 @@ class Settings:
         """Raises RecipeError for an unknown setting or an impossible value."""
         given = {key: value for key, value in given.items() if value is not None}
         others = {key: given.pop(key) for key in ("weak", "known", "mask", "corrections") if key in given}
+        held = "known" in others
         if "weak" in others and not given.get("guidance", section.guidance):
             raise RecipeError("weak is a model to be guided away from: it needs a guidance weight")
-        if ("known" in others) != ("mask" in others) or ("corrections" in others and "known" not in others):
-            raise RecipeError("known, the picture to hold, and mask, where it is held, go together")
+        if held != ("mask" in others) or (others.get("corrections") and not held):
+            raise RecipeError("inpainting needs both known, the picture, and mask, which says where it is held")
         objects = {k: v for k, v in given.items() if k in OBJECTS and isinstance(v, OBJECTS[k])}
         numbers = {k: v for k, v in given.items() if k not in objects}
         if given.get("threshold"):
@@ -104,6 +105,8 @@ class Settings:
             raise RecipeError(explain(error, "sampling")) from None
         solver = None if section.solver.get("kind") == "tuned" else make_solver(section.solver)
         grid = make_grid(section.grid) if section.grid and "grid" not in objects else None
+        if held and (section.corrector or "corrector" in objects):
+            raise RecipeError("a corrector would move what inpainting holds: drop it")
         corrector = make_corrector(section.corrector) if section.corrector else None
         found: dict[str, Any] = {"solver": solver, "grid": grid, "corrector": corrector} | objects
         return cls(section, **found, **others)
@@ -134,9 +137,12 @@ class Settings:
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor] | None:
-        if self.section.threshold:
-            return DynamicThreshold(self.section.threshold)
-        return Clip() if self.section.clip else None
+        if not self.section.threshold:
+            return Clip() if self.section.clip else None
+        thresholded, known, mask = DynamicThreshold(self.section.threshold), self.known, self.mask
+        if known is None or mask is None:
+            return thresholded
+        return lambda x_0: torch.where(mask.to(x_0.device), known.to(x_0), thresholded(x_0))  # and not scaled too
 
     @property
     def words(self) -> dict[str, Any]:
@@ -155,7 +161,8 @@ class Settings:
         if self.corrector is not None:
             words["corrector"] = str(self.corrector)
         if self.known is not None:
-            words["known"] = {"share": float(self.mask.double().mean()), "corrections": self.corrections}  # type: ignore[union-attr]
+            words["held"] = float(self.mask.double().mean())  # type: ignore[union-attr]
+            words["corrections"] = self.corrections
         return words
 
 
@@ -169,8 +176,10 @@ class TunedTables:
     def __init__(self, folder: Path):
         self.folder = folder / "tables"
 
-    def path(self, steps: int, guidance: float) -> Path:
-        return self.folder / f"steps-{steps}{f'-guidance-{guidance:g}' if guidance else ''}.json"
+    def path(self, steps: int, fingerprint: Mapping[str, Any]) -> Path:
+        guided = f"-guidance-{fingerprint['guidance']:g}" if fingerprint["guidance"] else ""
+        weak = f"-weak-{fingerprint['weak model'][:8]}" if "weak model" in fingerprint else ""
+        return self.folder / f"steps-{steps}{guided}{weak}.json"
 
     @staticmethod
     def fingerprint(denoiser: Denoiser, settings: Settings) -> dict[str, Any]:
@@ -187,12 +196,10 @@ class TunedTables:
             found |= {"interval": plain(section.interval), "rescale": section.rescale}
         if settings.weak is not None:
             found["weak model"] = weights_fingerprint(settings.weak)
-        if settings.known is not None:
-            found["known parts"] = True
         return found
 
     def save(self, tuned: Tuned, steps: int, fingerprint: dict[str, Any]) -> Path:
-        path = self.path(steps, fingerprint["guidance"])
+        path = self.path(steps, fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "fingerprint": fingerprint,
@@ -212,12 +219,14 @@ class TunedTables:
         Raises:
             TunedTableError: there is none, it is damaged, or it was tuned for another model, schedule or guidance.
         """
-        path = self.path(steps, fingerprint["guidance"])
+        path = self.path(steps, fingerprint)
         if not path.is_file():
             kept = sorted(p.stem for p in self.folder.glob("*.json"))
             have = f"; there are {', '.join(kept)}" if kept else ""
+            guided = f" --guidance {fingerprint['guidance']:g}" if fingerprint["guidance"] else ""
+            guided += " --weak ..." if "weak model" in fingerprint else ""
             raise TunedTableError(
-                f"there is no {path}{have}: `kuosan tune {self.folder.parent} --steps {steps}` makes it"
+                f"there is no {path}{have}: `kuosan tune {self.folder.parent} --steps {steps}{guided}` makes it"
             )
         try:
             content = json.loads(path.read_text("utf-8"))
@@ -230,7 +239,7 @@ class TunedTables:
         if wrong:
             what = ", ".join(
                 key
-                if key in ("weights", "schedule", "weak model", "known parts")
+                if key in ("weights", "schedule", "weak model")
                 else f"{key} ({made_for.get(key)}, asked for {fingerprint.get(key)})"
                 for key in wrong
             )
@@ -259,17 +268,20 @@ def sampler(
     wants = settings.solver is None
     if wants and settings.grid is not None:
         raise ValueError("a tuned table has its own times: drop the grid")
+    if wants and settings.known is not None:
+        raise TunedTableError("a table is tuned without anything held: choose another solver for inpainting")
     if wants or (
         isinstance(settings.solver, Auto)
         and settings.solver.tuned
         and settings.grid is None
         and settings.corrector is None
+        and settings.known is None
     ):
-        steps, guidance = settings.section.steps, settings.section.guidance
-        if wants or tuned.path(steps, guidance).is_file():
+        steps, fingerprint = settings.section.steps, tuned.fingerprint(denoiser, settings)
+        if wants or tuned.path(steps, fingerprint).is_file():
             try:
-                table = tuned.load(steps, tuned.fingerprint(denoiser, settings))
-                how["solver"] = f"tuned ({tuned.path(steps, guidance).name})"
+                table = tuned.load(steps, fingerprint)
+                how["solver"] = f"tuned ({tuned.path(steps, fingerprint).name})"
             except TunedTableError as error:
                 if wants:
                     raise

@@ -280,7 +280,10 @@ class Pairs:
         return self.y[k - 1] + r * rise + r * (1 - r) * bend
 
 
-#: How many numbers of each state of the fine solution are kept for :meth:`Tunable.regress`, at most.
+#: The weight of the mean of the logarithms in the loss.
+TYPICAL = 0.1
+
+#: How many numbers the samples have together whose paths are kept for :meth:`Tunable.regress`: four samples at least.
 KEPT = 2**18
 
 
@@ -317,7 +320,7 @@ def tune(
         steps: N, evaluations of the tuned table.
         labels: gives the conditions of n samples.
         transform: of x0-hat, as in sampling.
-        pairs: samples to fit; a quarter as many to choose, and as many as that again to measure.
+        pairs: samples to fit; a quarter as many to choose (16 at least), and as many as that again to measure.
         iterations: of Adam, its learning rate falling to 0 along half a cosine.
         batch_size: samples of each iteration.
         learning_rate: of Adam.
@@ -325,12 +328,12 @@ def tune(
         progress: called with (done, all, words).
 
     Raises:
-        ValueError: steps, pairs, iterations or batch_size under 1, or fine not over steps.
+        ValueError: steps, pairs, iterations or batch_size under 1, or fine not over steps and 3.
     """
     if min(steps, pairs, iterations, batch_size) < 1:
         raise ValueError("steps, pairs, iterations and batch_size must be at least 1")
-    if fine <= steps:
-        raise ValueError(f"the fine solution must have more steps than the {steps} of the table, got {fine}")
+    if fine <= max(steps, 3):
+        raise ValueError(f"the fine solution, of order 4, must have more steps than the table's {steps}, got {fine}")
     process = model.process
     say = progress or (lambda done, total, words: None)
     generator = stream("tune", seed)
@@ -352,7 +355,7 @@ def tune(
         def rmse(table: Table, on: Pairs) -> float:
             return _errors(table, model, transform, on).rmse
 
-        fit = draw(min(pairs, max(KEPT // math.prod(shape), 32)), "fit", path=True)
+        fit = draw(min(pairs, max(KEPT // math.prod(shape), 4)), "fit", path=True)
         paths, more = fit, pairs - len(fit)
         fit = Pairs.joined([paths[:], draw(more, "fit")]) if more else paths[:]
         choose, fresh = draw(held_out, "choose"), draw(held_out, "measure")
@@ -367,7 +370,7 @@ def tune(
             tunable.regress(model, paths, transform)
             fitted.append((rmse(tunable.table(), few), tunable))
             say(done, len(grids), "grids, row by row")
-        tunable = min(fitted, key=lambda one: one[0])[1]
+        tunable = min(fitted, key=lambda one: one[0] if math.isfinite(one[0]) else math.inf)[1]
         candidates = [fixed[name], tunable.table()]
         look = max(iterations // 10, 1)
         for i in _descend(tunable, model, fit, transform, iterations, batch_size, learning_rate, generator):
@@ -437,12 +440,13 @@ def _descend(
             each = (end - batch.end).square().flatten(1).mean(1)
             # logarithms, so that the gradient keeps its size; the mean alone is decided by the few samples on the
             # border between two modes, and the mean of the logarithms speaks for all others
-            loss = each.mean().log() + 0.5 * each.clamp_min(1e-20).log().mean()
+            loss = each.mean().log() + TYPICAL * each.clamp_min(1e-20).log().mean()
             gradients = torch.autograd.grad(loss, parameters)  # and not that of the model's own parameters
         if not all(bool(torch.isfinite(g).all()) for g in gradients):
             return
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
+        nn.utils.clip_grad_norm_(parameters, 1.0)  # one sample on a border can have a gradient of thousands
         optimiser.step()
         decay.step()
         yield i
