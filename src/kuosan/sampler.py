@@ -129,7 +129,9 @@ class Settings:
             model = Autoguidance(strong, weak, weight, interval, rescale)
         elif weight:
             if not conditional:
-                raise ValueError("guidance needs a model trained with classes, or a weaker one to be guided away from")
+                raise ValueError(
+                    "guidance needs a model trained with classes, or a weaker one: there is nothing to guide towards"
+                )
             model = ClassifierFree(strong, weight, interval, rescale)
         if self.known is not None and self.mask is not None:
             model = Inpainting(model, self.known, self.mask, self.corrections)
