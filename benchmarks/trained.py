@@ -1,4 +1,4 @@
-"""On a trained run: the tuned table at a few evaluations beside a thousand ancestral steps, by the judge.
+"""On a trained run: a few evaluations, tuned or with noise, beside a thousand ancestral steps, by the judge.
 
     python benchmarks/trained.py RUN [--steps 8] [--samples 10000] [--guidance 0] [--precision bfloat16] [--only ...]
 
@@ -19,7 +19,7 @@ import torch
 import kuosan as ks
 from kuosan.progress import Progress
 from kuosan.sampler import TunedTableError
-from kuosan.solvers import DDIM, Ancestral, Auto
+from kuosan.solvers import DDIM, Ancestral, Auto, DPMSolverPP
 
 PARTS = 10
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10000)
     parser.add_argument("--guidance", type=float, default=0.0)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--only", nargs="+", choices=["tuned", "auto", "ddim", "ancestral"])
+    parser.add_argument("--only", nargs="+", choices=["tuned", "auto", "sde", "ddim", "ancestral"])
     options = parser.parse_args()
     run, n = ks.load(options.run), options.samples
     settings = {"guidance": options.guidance, "precision": options.precision}
@@ -41,6 +41,7 @@ def main() -> None:
         f"tuned, {options.steps}": tuned,
         f"auto, {options.steps}": {"solver": Auto(tuned=False), "steps": options.steps},
         "auto, 20": {"solver": Auto(tuned=False), "steps": 20},
+        f"sde dpm_solver++, {options.steps}": {"solver": DPMSolverPP(2, sde=True), "steps": options.steps},
         "ddim, 50": {"solver": DDIM(), "steps": 50},
         f"ancestral beta~, {options.ancestral}": {"solver": Ancestral(), "steps": options.ancestral},
     }
