@@ -309,7 +309,7 @@ def tune(
     Every grid of :func:`starts` is fitted by :meth:`Tunable.regress`, and Adam goes on from the best of them with the
     distance to the end of the fine solution,
 
-    .. math:: \log\overline{\|e\|^2} + \tfrac12\,\overline{\log\|e\|^2} .
+    .. math:: \log\overline{\|e\|^2} + \tfrac1{10}\,\overline{\log\|e\|^2} .
 
     What did best on fresh samples by RMSE, the best fixed rule among them, is kept, and measured on samples fresh
     again. The same arguments give the same table.
