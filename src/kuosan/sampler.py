@@ -119,14 +119,14 @@ class Settings:
         """
         section = self.section
         weight, interval, rescale = section.guidance, section.interval, section.rescale
-        strong, weak = (
-            d.around(BFloat16(d.network)) if d is not None and section.precision == "bfloat16" else d
-            for d in (denoiser, self.weak)
-        )
-        assert strong is not None
+
+        def precise(one: Denoiser) -> Denoiser:
+            return one.around(BFloat16(one.network)) if section.precision == "bfloat16" else one
+
+        strong = precise(denoiser)
         model: Model = strong
-        if weight and weak is not None:
-            model = Autoguidance(strong, weak, weight, interval, rescale)
+        if weight and self.weak is not None:
+            model = Autoguidance(strong, precise(self.weak), weight, interval, rescale)
         elif weight:
             if not conditional:
                 raise ValueError(
@@ -162,8 +162,8 @@ class Settings:
             words["precision"] = section.precision
         if self.corrector is not None:
             words["corrector"] = str(self.corrector)
-        if self.known is not None:
-            words["held"] = float(self.mask.double().mean())  # type: ignore[union-attr]
+        if self.mask is not None:
+            words["held"] = float(self.mask.double().mean())
             words["corrections"] = self.corrections
         return words
 

@@ -355,8 +355,8 @@ def tune(
         def rmse(table: Table, on: Pairs) -> float:
             return _errors(table, model, transform, on).rmse
 
-        fit = draw(min(pairs, max(KEPT // math.prod(shape), 4)), "fit", path=True)
-        paths, more = fit, pairs - len(fit)
+        paths = draw(min(pairs, max(KEPT // math.prod(shape), 4)), "fit", path=True)
+        more = pairs - len(paths)
         fit = Pairs.joined([paths[:], draw(more, "fit")]) if more else paths[:]
         choose, fresh = draw(held_out, "choose"), draw(held_out, "measure")
 
@@ -371,13 +371,14 @@ def tune(
             fitted.append((rmse(tunable.table(), few), tunable))
             say(done, len(grids), "grids, row by row")
         tunable = min(fitted, key=lambda one: one[0] if math.isfinite(one[0]) else math.inf)[1]
-        candidates = [fixed[name], tunable.table()]
+        candidates = [(rmse(table, choose), table) for table in (fixed[name], tunable.table())]
         look = max(iterations // 10, 1)
         for i in _descend(tunable, model, fit, transform, iterations, batch_size, learning_rate, generator):
             if i % look == 0 or i == iterations:
-                candidates.append(tunable.table())
-                say(i, iterations, f"rmse {rmse(candidates[-1], choose):.4g}")
-        best = min(candidates, key=lambda table: rmse(table, choose))
+                table = tunable.table()
+                candidates.append((rmse(table, choose), table))
+                say(i, iterations, f"rmse {candidates[-1][0]:.4g}")
+        best = min(candidates, key=lambda one: one[0])[1]
         before, after = (_errors(table, model, transform, fresh) for table in (fixed[name], best))
         if after.rmse >= before.rmse:
             best, after = fixed[name], before
