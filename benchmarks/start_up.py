@@ -14,7 +14,11 @@ from pathlib import Path
 COMMANDS = {
     "import torch": [sys.executable, "-c", "import torch"],
     "import kuosan": [sys.executable, "-c", "import kuosan"],
-    "import kuosan, all of the core": [sys.executable, "-c", "import kuosan as ks; ks.Denoiser, ks.elbo, ks.sample"],
+    "import kuosan, all of the core": [
+        sys.executable,
+        "-c",
+        "import kuosan as ks; ks.Denoiser, ks.DiffusionChain, ks.sample",
+    ],
     "kuosan --help": [str(Path(sys.executable).with_name("kuosan")), "--help"],
 }
 

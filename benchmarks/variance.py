@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from kuosan.likelihood import Bound
+from kuosan.bound import Bound
 from kuosan.progress import Progress
 from kuosan.run import Run, load
 from kuosan.variance import MEASURED

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import kuosan as ks
-from conftest import ALL_SCHEDULES
+from conftest import ALL_SCHEDULES, elbo
 from kuosan import EDM, Denoiser, Mixture, Prediction, Process
 from kuosan.cli import main
 from kuosan.networks import MLP, Energy
@@ -164,7 +164,7 @@ def test_a_recipe_trains_an_energy_end_to_end(network, tmp_path, capsys):
     assert run.denoiser.predicts == "energy"
     assert run.sample(2, steps=3).shape == (2, 1, 8, 8)
     x_0 = torch.zeros(2, 1, 8, 8)
-    assert bool(ks.elbo(run.denoiser, x_0, steps=3, variance="beta").total.isfinite().all())
+    assert bool(elbo(run.denoiser, x_0, steps=3, variance="beta").total.isfinite().all())
 
 
 def test_what_an_energy_cannot_be_combined_with_is_refused(tmp_path):

@@ -8,8 +8,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-import kuosan as ks
-from conftest import ALL_SCHEDULES, named
+from conftest import ALL_SCHEDULES, elbo, named
 from kuosan import EDM, Denoiser, Mixture, Process, objectives, schedules
 from kuosan.prediction import FORMS
 
@@ -229,10 +228,10 @@ SHORT = Process(schedules.from_alpha_bar([0.99, 0.9, 0.7, 0.4, 0.1, 0.02]))
 )
 @pytest.mark.parametrize("variance", ["beta_tilde", "beta"])
 def test_the_bound_objective_estimates_the_bound(process, steps, variance, tilted):
-    """Minus reconstruction plus matching of ks.elbo, per dimension; 5 standard errors of both."""
+    """Minus reconstruction plus matching of the bound, per dimension; 5 standard errors of both."""
     x_0 = tilted.sample(500, torch.Generator().manual_seed(1))
     denoiser = tilted.denoiser(process)
-    elbos = [ks.elbo(denoiser, x_0, steps=steps, variance=variance, seed=k) for k in range(20)]
+    elbos = [elbo(denoiser, x_0, steps=steps, variance=variance, seed=k) for k in range(20)]
     truths = [float((b.matching.sum(0) - b.reconstruction).mean()) / 3 for b in elbos]
     got, error = repeated_loss(objectives.Bound(steps, variance), denoiser, x_0)
     error = math.hypot(error, np.std(truths, ddof=1) / math.sqrt(20))
@@ -248,7 +247,7 @@ def test_the_bound_objective_of_discrete_data_estimates_its_bound():
 
     x_0 = torch.randint(5, (500, 2), generator=torch.Generator().manual_seed(1)).double() / 2 - 1
     denoiser = Denoiser(LogPrior(), SHORT, "levels", levels=5)
-    elbos = [ks.elbo(denoiser, x_0, steps=6, variance="posterior", seed=k) for k in range(20)]
+    elbos = [elbo(denoiser, x_0, steps=6, variance="posterior", seed=k) for k in range(20)]
     truths = [float((b.matching.sum(0) - b.reconstruction).mean()) / 2 for b in elbos]
     got, error = repeated_loss(objectives.Bound(6, "posterior"), denoiser, x_0)
     error = math.hypot(error, np.std(truths, ddof=1) / math.sqrt(20))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import kuosan as ks
-from conftest import ALL_SCHEDULES, named
+from conftest import ALL_SCHEDULES, elbo, named
 from kuosan import Denoiser, Grid, Mixture, Prediction, Process
 from kuosan.prediction import FORMS
 from kuosan.solvers import (
@@ -686,7 +686,7 @@ def test_sampling_and_the_bound_switch_dropout_off_and_leave_it_as_it_was():
 
     def answers():
         samples = ks.sample(denoiser, (2,), seeds=range(4), steps=5)
-        return samples, ks.elbo(denoiser, x_0, steps=5, variance="beta").total
+        return samples, elbo(denoiser, x_0, steps=5, variance="beta").total
 
     denoiser.eval()
     by_hand = answers()

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 
-import kuosan as ks
-from conftest import ALL_SCHEDULES, named
+from conftest import ALL_SCHEDULES, elbo, named
 from kuosan import Process
 from kuosan.optimal import measure
 from kuosan.trajectory import candidate_times, step_costs, trajectory
@@ -42,7 +41,7 @@ def steps_of(grid):
 
 
 def test_the_hand_made_gap_is_the_known_number(oracle):
-    """The table of test_likelihood.py: K = 10, all three variances."""
+    """The table of test_diffusion.py: K = 10, all three variances."""
     even = [round(1 + i * 111) for i in range(10)]
     known = {"optimal": 0.492790, "beta": 0.603155, "beta_tilde": 390.2156}
     for variance, gap in known.items():
@@ -117,7 +116,7 @@ def test_on_a_curve_too_the_searched_times_have_the_better_bound(schedule, ring)
     x_0 = ring.sample(2000, torch.Generator().manual_seed(2))
     for steps in (5, 10):
         even, found = (
-            ks.elbo(denoiser, x_0, grid=grid, variance=measured.scalar, draws=8).total
+            elbo(denoiser, x_0, grid=grid, variance=measured.scalar, draws=8).total
             for grid in (process.grid(steps), trajectory(process, measured.scalar, steps))
         )
         gain = found - even

@@ -10,7 +10,7 @@ from scipy import optimize
 from torch import nn
 
 import kuosan as ks
-from conftest import ALL_SCHEDULES
+from conftest import ALL_SCHEDULES, elbo
 from kuosan import Denoiser, Mixture, Process, schedules
 from kuosan import recipe as recipes
 from kuosan import run as runs
@@ -236,7 +236,7 @@ def test_the_bound_is_tightest_with_it_at_every_number_of_steps(perfect, process
     for steps in (1, 3, 10, 30):
         decoder = float(optimal.scalar.mean_squared_error(process.grid(steps).times[-1]))
         totals = {
-            name: ks.elbo(denoiser, x_0, steps=steps, variance=choice, decoder_variance=given).total
+            name: elbo(denoiser, x_0, steps=steps, variance=choice, decoder_variance=given).total
             for name, choice, given in (
                 ("beta_tilde", "beta_tilde", decoder),
                 ("beta", "beta", decoder),
@@ -254,10 +254,10 @@ def test_half_a_decade_off_is_worse(tilted):
     denoiser = Denoiser(Biased(tilted, COSINE), COSINE, "x0")
     optimal = measure(denoiser, tilted.sample(4000, torch.Generator().manual_seed(1)), draws=4000).scalar
     x_0 = tilted.sample(2000, torch.Generator().manual_seed(5))
-    best = ks.elbo(denoiser, x_0, steps=8, variance=optimal).total
+    best = elbo(denoiser, x_0, steps=8, variance=optimal).total
     for factor in (0.5, 2.0):
         off = OptimalVariance(COSINE, optimal.times, factor * optimal.error)
-        gain = best - ks.elbo(denoiser, x_0, steps=8, variance=off).total
+        gain = best - elbo(denoiser, x_0, steps=8, variance=off).total
         assert float(gain.mean()) > 5 * float(gain.std()) / math.sqrt(2000)
 
 
@@ -272,7 +272,7 @@ def test_where_the_network_knows_more_the_posterior_is_tighter():
     index = torch.multinomial(PMF, 4000, replacement=True, generator=torch.Generator().manual_seed(4))
     x_0 = index[:, None].double() / 2 - 1
     optimal = measure(denoiser, x_0)
-    posterior, best, beta = (ks.elbo(denoiser, x_0, steps=10, variance=v).total for v in ("posterior", optimal, "beta"))
+    posterior, best, beta = (elbo(denoiser, x_0, steps=10, variance=v).total for v in ("posterior", optimal, "beta"))
     for better, worse in ((posterior, best), (best, beta)):
         gain = better - worse
         assert float(gain.mean()) > 5 * float(gain.std()) / math.sqrt(4000)
@@ -584,7 +584,7 @@ def test_an_error_of_zero_is_allowed():
 def test_the_error_of_another_process_is_refused(use):
     other = exact(COSINE)
     uses = {
-        "bound": lambda: ks.elbo(GAUSSIAN.denoiser(DDPM), torch.zeros(2, 3).double(), steps=5, variance=other),
+        "bound": lambda: elbo(GAUSSIAN.denoiser(DDPM), torch.zeros(2, 3).double(), steps=5, variance=other),
         "ancestral": lambda: Ancestral(other).table(DDPM, steps=5),
         "ddim": lambda: DDIM(0.5, other).table(DDPM, steps=5),
     }
@@ -595,7 +595,7 @@ def test_the_error_of_another_process_is_refused(use):
 def test_the_error_of_another_shape_is_refused():
     denoiser = Mixture([1.0], [[0.0, 0.0]], [0.1]).denoiser(DDPM)
     with pytest.raises(ValueError, match=r"of examples of shape \(3,\), these have \(2,\); take .scalar"):
-        ks.elbo(denoiser, torch.zeros(2, 2).double(), steps=5, variance=exact(DDPM))
+        elbo(denoiser, torch.zeros(2, 2).double(), steps=5, variance=exact(DDPM))
     with pytest.raises(ValueError, match=r"of examples of shape \(3,\)"):
         reverse_variance(denoiser(torch.zeros(2, 2).double(), 0.5), 0.3, exact(DDPM))
 
@@ -606,7 +606,7 @@ def test_a_name_alone_has_not_been_measured(name):
     for use in (
         lambda: Ancestral(name).table(DDPM, steps=5),
         lambda: DDIM(1.0, name).table(DDPM, steps=5),
-        lambda: ks.elbo(denoiser, torch.zeros(2, 3).double(), steps=5, variance=name),
+        lambda: elbo(denoiser, torch.zeros(2, 3).double(), steps=5, variance=name),
         lambda: reverse_variance(denoiser(torch.zeros(2, 3).double(), 0.5), 0.3, name),
     ):
         with pytest.raises(ValueError, match=f'variance="{name}" has to be measured first'):

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kuosan import networks, objectives, schedules, solvers
+    from kuosan.bound import Bound
+    from kuosan.chain import Chain
     from kuosan.denoiser import EDM, Denoiser
+    from kuosan.diffusion import DiffusionChain
     from kuosan.gaussian import Gaussian
-    from kuosan.likelihood import Bound, elbo
     from kuosan.mixture import Mixture
     from kuosan.prediction import Prediction
     from kuosan.process import Grid, Process
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ClassifierFree": "solvers",
-    "Bound": "likelihood",
+    "Bound": "bound",
+    "Chain": "chain",
     "Denoiser": "denoiser",
+    "DiffusionChain": "diffusion",
     "EDM": "denoiser",
     "Gaussian": "gaussian",
     "Grid": "process",
@@ -29,7 +33,6 @@ _HOME = {
     "Process": "process",
     "Run": "run",
     "Table": "solvers",
-    "elbo": "likelihood",
     "load": "run",
     "sample": "solvers",
 }
@@ -39,8 +42,10 @@ __version__ = "0.1.0"
 __all__ = [
     "EDM",
     "Bound",
+    "Chain",
     "ClassifierFree",
     "Denoiser",
+    "DiffusionChain",
     "Gaussian",
     "Grid",
     "Mixture",
@@ -48,7 +53,6 @@ __all__ = [
     "Process",
     "Run",
     "Table",
-    "elbo",
     "load",
     "networks",
     "objectives",

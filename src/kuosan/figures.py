@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from kuosan.bound import Bound
 from kuosan.image.data import to_levels
 from kuosan.image.pictures import to_image
-from kuosan.likelihood import Bound
 from kuosan.process import Process
 
 #: Colours that plots are drawn in, and the page's variables that they become (dark pages have others).

@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def per_example(x: Tensor) -> Tensor:
+    """The sum over all dimensions but the first: nats per coordinate into nats per example."""
+    return x.flatten(1).sum(1)
+
+
 @dataclass(frozen=True)
 class Gaussian:
     r"""A Gaussian with independent coordinates, :math:`\mathcal N(\text{mean}, \text{variance})`.
@@ -51,7 +56,10 @@ class Gaussian:
             noise: standard-normal values of this Gaussian's shape; drawn from ``generator`` when not given.
         """
         if noise is None:
-            noise = torch.randn(self.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+            where = self.mean.device if generator is None else generator.device
+            noise = torch.randn(self.shape, generator=generator, dtype=self.mean.dtype, device=where).to(
+                self.mean.device
+            )
         return self.mean + self.std * noise
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -74,6 +82,12 @@ class Gaussian:
         far = self.variance.log() - other.variance.log()
         log_ratio = torch.where(excess > -0.5, torch.log1p(excess.clamp_min(-0.5)), far)
         return 0.5 * (excess - log_ratio + (self.mean - other.mean) ** 2 / other.variance)
+
+    def cross_entropy(self, other: Gaussian) -> Tensor:
+        r""":math:`-\mathbb E_{x\sim\text{self}}\log\text{other}(x)
+        = \tfrac12 [\log 2\pi\sigma_2^2 + (\sigma_1^2 + (\mu_1-\mu_2)^2)/\sigma_2^2]` for each coordinate, nats."""
+        spread = (self.variance + (self.mean - other.mean) ** 2) / other.variance
+        return 0.5 * (math.log(2 * math.pi) + other.variance.log() + spread)
 
     def affine(self, scale: Tensor | float, shift: Tensor | float = 0.0, variance: Tensor | float = 0.0) -> Gaussian:
         """The law of ``scale * x + shift + noise`` where x has this law and the noise has the given variance."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from kuosan import figures
+from kuosan.bound import Bound
 from kuosan.figures import Panel
 from kuosan.image.data import to_levels, to_pixels
 from kuosan.image.judge import Judge, nearest
-from kuosan.likelihood import Bound
 from kuosan.prediction import Prediction
 from kuosan.process import expand
 from kuosan.progress import Progress

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kuosan.denoiser import Denoiser
-from kuosan.likelihood import matching_term, reconstruction_term
+from kuosan.diffusion import DiffusionChain, decoder
+from kuosan.gaussian import per_example
 from kuosan.prediction import FORMS, Prediction, log_gain, target
 from kuosan.process import Process
 from kuosan.schedules import float64
@@ -342,12 +343,12 @@ class CrossEntropy:
             raise ValueError('cross-entropy needs a denoiser with predicts="levels"')
         t, noise, weight = _draw(self.times, denoiser.process, x_0, t, noise, generator)
         prediction = denoiser(denoiser.process.marginal(x_0, t).sample(noise), t, condition)
-        return _weighted(-reconstruction_term(denoiser, prediction, x_0, None) / x_0[0].numel(), weight)
+        return _weighted(-per_example(decoder(denoiser, prediction).log_prob(x_0)) / x_0[0].numel(), weight)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """An unbiased estimate of minus the bound (:func:`kuosan.elbo`) on a grid of ``steps``, nats per dimension.
+    """An unbiased estimate of minus the bound (:class:`kuosan.DiffusionChain`) on a grid of ``steps``, nats per dimension.
 
     For each example the time picks one of the K terms, reconstruction included, which is multiplied by K. The prior
     term has nothing to learn while the schedule is fixed and is left out.
@@ -368,35 +369,29 @@ class Bound:
 
     def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None):
         t, noise, weight = _draw(self.times, denoiser.process, x_0, t, noise, generator)
-        t, s, scale = _step_around(denoiser.process, t, self.steps)
-        prediction = denoiser(denoiser.process.marginal(x_0, t).sample(noise), t, condition)
-        return _weighted(_bound_term(denoiser, prediction, x_0, s, scale, self.variance), weight)
+        cost, _ = _drawn_step(
+            DiffusionChain(denoiser, steps=self.steps, variance=self.variance), x_0, condition, t, noise
+        )
+        return _weighted(cost, weight)
 
 
-def _step_around(process: Process, t: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(t, s, weight): the step of the chain of ``steps`` that each time stands for, and one over its chance.
+def _drawn_step(
+    chain: DiffusionChain, x_0: Tensor, condition: object, t: Tensor, noise: Tensor, mean: bool = True
+) -> tuple[Tensor, Tensor]:
+    """K times what the step that each time stands for takes from the bound, nats per dimension; and L_simple there.
 
-    s = 0 is the step to the data.
+    Args:
+        mean: the gradient of the first reaches the mean of the reverse kernel, not only its variance.
     """
-    edges = torch.tensor((0.0, *process.grid(steps).times[::-1]), dtype=torch.float64)
-    step, weight = process.schedule.cells(t.cpu(), steps)
-    return edges[step + 1], edges[step], weight
-
-
-def _bound_term(
-    denoiser: Denoiser, prediction: Prediction, x_0: Tensor, s: Tensor, weight: Tensor, variance: str
-) -> Tensor:
-    """Weight times the term of minus the bound that belongs to the step from prediction.t to s, nats per dimension."""
-    to_data = s == 0
-    term = torch.zeros(len(x_0), dtype=x_0.dtype, device=x_0.device)
-    if not bool(to_data.all()):
-        between = torch.where(to_data, 0.5 * float64(prediction.t), s)  # any s > 0 will do where the term is not used
-        term = matching_term(prediction, x_0, between, variance)
-    if bool(to_data.any()):
-        noisiest = float(prediction.process.log_snr(float64(prediction.t)[to_data]).min())
-        decoded = -reconstruction_term(denoiser, prediction, x_0, math.exp(-noisiest))
-        term = torch.where(to_data.to(term.device), decoded, term)
-    return weight.to(term) * term / x_0[0].numel()
+    denoiser, process = chain.model.denoiser, chain.guide.process
+    step, weight = process.schedule.cells(t.cpu(), chain.length)
+    prediction = denoiser(
+        process.marginal(x_0, chain.guide.times[step + 1]).sample(noise), chain.guide.times[step + 1], condition
+    )
+    simple = squared_error(prediction, x_0, noise, Plain(prediction.form))
+    if not mean:
+        prediction = replace(prediction, value=prediction.value.detach())
+    return weight.to(x_0) * chain.step_cost(step, prediction, x_0) / x_0[0].numel(), simple
 
 
 @dataclass(frozen=True)
@@ -423,9 +418,6 @@ class Hybrid:
         if not denoiser.learned_variance:
             raise ValueError("the hybrid objective learns a variance: make the denoiser with learned_variance=True")
         t, noise, importance = _draw(self.times, denoiser.process, x_0, t, noise, generator)
-        t, s, scale = _step_around(denoiser.process, t, self.steps)
-        prediction = denoiser(denoiser.process.marginal(x_0, t).sample(noise), t, condition)
-        simple = squared_error(prediction, x_0, noise, Plain(prediction.form))
-        fixed_mean = replace(prediction, value=prediction.value.detach())
-        bound = _bound_term(denoiser, fixed_mean, x_0, s, scale, "learned")
+        chain = DiffusionChain(denoiser, steps=self.steps, variance="learned")
+        bound, simple = _drawn_step(chain, x_0, condition, t, noise, mean=False)
         return _weighted(simple + self.weight * bound, importance)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kuosan.denoiser import Denoiser, evaluating
-from kuosan.likelihood import reconstruction_term
+from kuosan.diffusion import decoder
+from kuosan.gaussian import per_example
 from kuosan.prediction import Prediction
 from kuosan.process import Process
 from kuosan.schedules import Table, float64
@@ -127,7 +128,7 @@ def measure(
                 total, squares = total + error.sum(0), squares + (error**2).sum(0)
                 mean_squares += float((error.flatten(1).mean(1) ** 2).sum())
                 if prediction.log_levels is not None:
-                    cost -= float(reconstruction_term(denoiser, prediction, x, None).double().sum()) / draws
+                    cost -= float(per_example(decoder(denoiser, prediction).log_prob(x)).double().sum()) / draws
                 first = first or (prediction, x)
             mean = total.mean()
             if not bool(mean.isfinite()):
@@ -137,7 +138,9 @@ def measure(
             of_mean.append(_standard_error(mean, torch.tensor(mean_squares), draws))
             assert first is not None
             if denoiser.levels is not None and first[0].log_levels is None:  # bins under a Gaussian that is known now
-                cost = -float(reconstruction_term(denoiser, *first, float(mean / draws)).double().mean())
+                prediction, x = first
+                p = decoder(denoiser, prediction, float(mean / draws))
+                cost = -float(per_example(p.log_prob(x)).double().mean())
             decoding.append(cost / x_0[0].numel())
             if progress is not None:
                 progress(i + 1, len(times))

@@ -105,6 +105,13 @@ class Prediction:
         if self.form not in FORMS:
             raise ValueError(f"a prediction is one of {', '.join(FORMS)}, got {self.form!r}")
 
+    def __getitem__(self, rows: Tensor) -> Prediction:
+        """The prediction of some of the examples."""
+        t = self.t[rows.to(self.t.device)] if isinstance(self.t, Tensor) and self.t.ndim else self.t
+        fraction, log_levels = (None if v is None else v[rows] for v in (self.variance_fraction, self.log_levels))
+        parts = (self.x_t[rows], self.form, self.value[rows], fraction, log_levels)
+        return Prediction(self.process, t, *parts, self.level_values)
+
     def read(self, form: str) -> Tensor:
         """The prediction in the named form; the value itself, untouched, if it came in that form."""
         if form == self.form:

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from kuosan import recipe as recipes
+from kuosan.bound import Bound
 from kuosan.build import make_denoiser, make_solver
 from kuosan.denoiser import Denoiser
+from kuosan.diffusion import DiffusionChain
 from kuosan.fetch import to_stderr
 from kuosan.image import data as image_data
 from kuosan.image.data import ImageData, to_levels, to_pixels
 from kuosan.image.judge import Judge
 from kuosan.image.pictures import good_scale, save_png, sheet
-from kuosan.likelihood import Bound, elbo
 from kuosan.optimal import measure, weights_fingerprint
 from kuosan.plain import plain
 from kuosan.process import Grid
@@ -386,19 +387,24 @@ class Run:
     # -- measuring ----------------------------------------------------------------------------------------------------
 
     def bound(self, split: str = "held_out", examples: int | None = None, **settings: Any) -> Bound:
-        """The bound on a split, "held_out" or "train", with the recipe's settings unless given: :func:`kuosan.elbo`."""
+        """The bound on a split, "held_out" or "train", with the recipe's settings unless given.
+
+        Args:
+            settings: of :class:`kuosan.DiffusionChain` and of its ``elbo``.
+        """
         section = self.recipe.evaluation
         part = getattr(self.data, split)
         n = min(len(part), section.examples if examples is None else examples)
         chosen = torch.randperm(len(part), generator=stream("evaluation"))[:n] if n < len(part) else torch.arange(n)
         options: dict[str, Any] = {"variance": section.variance, "terms": section.terms, "draws": section.draws}
         options |= settings
-        options["variance"] = self.variance(options["variance"])
-        if "grid" not in options:
-            options.setdefault("steps", section.bound_steps)
+        ladder = {name: options.pop(name) for name in ("variance", "grid", "steps") if name in options}
+        ladder["variance"] = self.variance(ladder["variance"])
+        if "grid" not in ladder:
+            ladder.setdefault("steps", section.bound_steps)
         condition = part.labels[chosen].to(device()) if self.conditional else None
         x_0 = to_pixels(part.levels[chosen], self.levels)
-        return elbo(self.denoiser, x_0.to(device()), condition, **options)
+        return DiffusionChain(self.denoiser, **ladder).elbo(x_0.to(device()), condition, **options)
 
     def evaluate(
         self,

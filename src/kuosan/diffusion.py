@@ -1,0 +1,199 @@
+"""A diffusion model as a ladder: q is fixed and linear-Gaussian, all rungs have the data's shape, p is a denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kuosan.chain import Chain, Guide, Model, Place, Rung
+from kuosan.decoders import DiscretisedGaussian, Levels
+from kuosan.denoiser import Denoiser
+from kuosan.gaussian import Gaussian, per_example
+from kuosan.prediction import Prediction
+from kuosan.process import Grid, Process, expand
+from kuosan.schedules import float64
+from kuosan.variance import Choice, OptimalVariance, check_variance, reverse
+
+
+class Forward(Guide):
+    """The forward process on a grid as a q, known up, down, at every rung and between every two of them.
+
+    Args:
+        process: the forward process.
+        grid: its noisy times; rung i is the i-th of them from the data.
+    """
+
+    mixed = True
+
+    def __init__(self, process: Process, grid: Grid):
+        super().__init__()
+        self.process, self.length = process, len(grid)
+        #: (K + 1,): times[i] is that of rung i, times[0] = 0 the data's.
+        self.times = float64((0.0, *grid.times[::-1]))
+
+    def up(self, i: Rung, below: Sequence[Tensor], given: Any) -> Gaussian:
+        return self.process.step(below[0], self.times[i - 1], self.times[i])
+
+    def posterior(self, i: Rung, above: Sequence[Tensor], given: Any) -> Gaussian:
+        if not above:
+            return self.marginal(i, given)
+        return self.process.posterior(above[0], self.times[i + 1], given, self.times[i])
+
+    def marginal(self, i: Rung, given: Any) -> Gaussian:
+        return self.process.marginal(given, self.times[i])
+
+    def bridge(self, i: Rung, below: Sequence[Tensor], above: Sequence[Tensor], given: Any) -> Gaussian:
+        scale, variance = self.process.step_coefficients(self.times[i + 1], self.times[i])
+        y = above[0]
+        return self.up(i, below, given).given(y, expand(scale, y), expand(variance, y))
+
+
+def decoder(
+    denoiser: Denoiser, prediction: Prediction, variance: float | Tensor | None = None
+) -> Gaussian | DiscretisedGaussian | Levels:
+    """p(x_0 | x_t): the last step of a diffusion model, from a noisy time to the data.
+
+    A network that predicts levels is its own decoder; otherwise it is a Gaussian around x0-hat, cut into bins for
+    discrete data.
+
+    Args:
+        variance: of that Gaussian, a number or one for each coordinate; None: sigma_t^2 / alpha_t^2, right if the data
+            were flat.
+    """
+    if prediction.log_levels is not None and prediction.level_values is not None and denoiser.levels is not None:
+        return Levels(prediction.log_levels, prediction.level_values)
+    x_0 = prediction.x0
+    if variance is None:
+        variance = expand(torch.exp(-denoiser.process.log_snr(prediction.t)), x_0)
+    variance = torch.as_tensor(variance, dtype=x_0.dtype, device=x_0.device)
+    return Gaussian(x_0, variance) if denoiser.levels is None else DiscretisedGaussian(x_0, variance, denoiser.levels)
+
+
+class Reverse(Model):
+    """The reverse kernels of a denoiser on a grid as a p: q's own posterior with x_0 guessed.
+
+    Args:
+        denoiser: the model.
+        grid: its noisy times.
+        variance: of the kernels (:mod:`kuosan.variance`).
+        decoder_variance: of :func:`decoder`; None: M_t of a variance that was measured, otherwise sigma^2 / alpha^2.
+    """
+
+    def __init__(self, denoiser: Denoiser, grid: Grid, variance: Choice, decoder_variance: float | None = None):
+        super().__init__()
+        self.denoiser, self.length, self.variance = denoiser, len(grid), variance
+        self.times = float64((0.0, *grid.times[::-1]))
+        self.discrete = denoiser.levels is not None
+        self.decoder_variance: float | Tensor | None = decoder_variance
+        if decoder_variance is None and isinstance(variance, OptimalVariance):
+            self.decoder_variance = variance.mean_squared_error(self.times[1])
+
+    def prior(self, condition: Any = None) -> Gaussian:
+        return self.denoiser.process.prior(self.times[-1])
+
+    def down(self, i: Rung, above: Sequence[Tensor], condition: Any = None) -> Any:
+        return self.law(i, self.denoiser(above[0], self.times[i + 1], condition))
+
+    def law(self, i: Rung, prediction: Prediction) -> Any:
+        """p(z_i | z_{i+1}) from what the denoiser says of z_{i+1}; as a tensor, i is never 0."""
+        if isinstance(i, int) and i == 0:
+            return decoder(self.denoiser, prediction, self.decoder_variance)
+        return reverse(prediction, self.times[i], self.variance)
+
+
+class DiffusionChain(Chain):
+    r"""A diffusion model on a grid of K noisy times, as a ladder with K rungs (theory row 5).
+
+    ``elbo`` has one form more than other ladders have, "continuous": each step's KL is replaced by what it would be
+    if the step were cut into infinitely many, whatever the variance,
+
+    .. math:: \tfrac12 \int_{t_i}^{t_{i+1}} \left(-\frac{\mathrm d\,\mathrm{SNR}}{\mathrm dt}\right)
+        \mathbb E\,\|x_0 - \hat x_0(x_t, t)\|^2 \,\mathrm dt
+
+    with one time drawn in it, evenly in log-SNR (Kingma et al. 2021, arXiv 2107.00630, eq. 15). The sum depends on the
+    schedule's end points only.
+
+    Args:
+        denoiser: the model. With ``denoiser.levels`` the data is discrete and the bound is on a probability; without,
+            on a density.
+        steps: K, on :meth:`Process.grid <kuosan.Process.grid>`; or give ``grid``.
+        variance: "beta_tilde", "beta", "learned" or "posterior" (:mod:`kuosan.variance`), or the optimal one, measured
+            (:func:`kuosan.optimal.measure`).
+        decoder_variance: of the last step, for a network that predicts a point; None: the optimal one, M_t there, if
+            ``variance`` was measured, otherwise sigma^2 / alpha^2.
+
+    Raises:
+        ValueError: both or neither of steps and grid, or an unknown or impossible choice.
+    """
+
+    guide: Forward
+    model: Reverse
+    estimators = (*Chain.estimators, "continuous")
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        steps: int | None = None,
+        grid: Grid | None = None,
+        variance: Choice = "beta_tilde",
+        decoder_variance: float | None = None,
+    ):
+        if (steps is None) == (grid is None):
+            raise ValueError("give either steps= or grid=")
+        check_variance(variance)
+        if decoder_variance is not None and not decoder_variance > 0:
+            raise ValueError(f"decoder_variance must be positive, got {decoder_variance}")
+        if not isinstance(denoiser, Denoiser):
+            raise ValueError(
+                f"a bound belongs to a model, not to a sampler: pass the Denoiser itself, got {type(denoiser).__name__}"
+            )
+        process = denoiser.process
+        if isinstance(variance, OptimalVariance):
+            variance.check(process)
+        if grid is None:
+            assert steps is not None
+            grid = process.grid(steps)
+        super().__init__(Forward(process, grid), Reverse(denoiser, grid, variance, decoder_variance))
+
+    @property
+    def times(self) -> Tensor:
+        return self.guide.times[1:]
+
+    def term(
+        self,
+        estimator: str,
+        i: Rung,
+        place: Place,
+        analytic: frozenset[int] = frozenset(),
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        if estimator != "continuous":
+            return super().term(estimator, i, place, analytic, generator)
+        if isinstance(i, int) and i in (0, self.length):
+            return super().term("matching", i, place, analytic, generator)
+        process, x, times = self.guide.process, place.x, self.guide.times
+        start, end = (process.log_snr(times[j]) for j in (i, i + 1))
+        u = torch.rand(len(x), generator=generator, dtype=torch.float64)
+        log_snr = start + u * (end - start)
+        t = process.schedule.time_of(log_snr)
+        x_t = process.marginal(x, t).sample(generator=generator)
+        error = per_example((x - self.model.denoiser(x_t, t, place.condition).x0) ** 2)
+        return 0.5 * ((start - end) * log_snr.exp()).to(error) * error
+
+    def step_cost(self, i: Tensor, prediction: Prediction, x_0: Tensor) -> Tensor:
+        """What rungs i (B,), from 0 to K - 1, take from the matching form, (B,), given what is said of x_{t_{i+1}}."""
+        i = i.to(x_0.device)
+        cost = torch.zeros(len(x_0), dtype=x_0.dtype, device=x_0.device)
+        decoded, between = (i == 0).nonzero().flatten(), (i > 0).nonzero().flatten()
+        if len(decoded):
+            p = self.model.law(0, prediction[decoded])
+            cost = cost.index_put((decoded,), -per_example(p.log_prob(x_0[decoded])).to(cost))
+        if len(between):
+            rung, said = i[between].cpu(), prediction[between]
+            q = self.guide.posterior(rung, (said.x_t,), x_0[between])
+            cost = cost.index_put((between,), per_example(q.kl(self.model.law(rung, said))).to(cost))
+        return cost
