@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kuosan import recipe as recipes
 from kuosan.progress import Progress, duration
-from kuosan.run import load
+from kuosan.runs import load
 from kuosan.solvers import DDIM, Ancestral
 from kuosan.train import train
 

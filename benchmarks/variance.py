@@ -17,7 +17,7 @@ import torch
 
 from kuosan.bound import Bound
 from kuosan.progress import Progress
-from kuosan.run import Run, load
+from kuosan.runs import Run, load
 from kuosan.variance import MEASURED
 
 STEPS = (5, 10, 25, 50, 100, 1000)

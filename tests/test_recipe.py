@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kuosan import recipe as recipes
-from kuosan.build import make_denoiser, make_objective, make_solver
+from kuosan.build import make_denoiser, make_model, make_objective, make_solver
 from kuosan.networks import MLP
 from kuosan.objectives import Uniform
 from kuosan.recipe import RecipeError
@@ -44,11 +44,15 @@ def test_every_recipe_that_ships_builds_its_model(name):
     recipe = recipes.read(name)
     shape = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}.get(recipe.data.name or "")
     shape = shape or (recipe.data.channels, recipe.data.size, recipe.data.size)
-    denoiser = make_denoiser(recipe, shape, levels=17, classes=10)
+    model = make_model(recipe, shape, levels=17, classes=10)
     make_objective(recipe)
     make_solver(recipe.sampling.solver)
     x = torch.randn(2, *shape)
-    assert denoiser(x, 0.5, torch.tensor([1, -1]) if recipe.data.conditional else None).x0.shape == x.shape
+    if recipe.autoencoder is not None:
+        path = model.path(x)
+        assert model.model.down(0, path.at(0).above).mean.shape == x.shape
+        return
+    assert model(x, 0.5, torch.tensor([1, -1]) if recipe.data.conditional else None).x0.shape == x.shape
 
 
 def test_a_recipe_survives_being_written_and_read(good, tmp_path):

@@ -14,9 +14,9 @@ from PIL import Image
 from kuosan import figures
 from kuosan import recipe as recipes
 from kuosan.image.pictures import to_image
-from kuosan.measurements import TEMPERATURES
+from kuosan.measurements.diffusion import TEMPERATURES
 from kuosan.report import ReportError, write_report
-from kuosan.run import load
+from kuosan.runs import load
 from kuosan.train import train
 
 SECTIONS = ["samples", "way", "loss", "bound", "evaluations", "temperature", "neighbours", "provenance"]

@@ -12,7 +12,7 @@ from PIL import Image
 import kuosan as ks
 from kuosan import recipe as recipes
 from kuosan.cli import main
-from kuosan.run import RunError
+from kuosan.runs import RunError
 from kuosan.train import train
 
 RECIPE = """

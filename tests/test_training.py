@@ -16,7 +16,7 @@ import kuosan as ks
 from kuosan import recipe as recipes
 from kuosan.build import make_objective
 from kuosan.recipe import RecipeError
-from kuosan.run import RunError, read_data
+from kuosan.runs import RunError, read_data
 from kuosan.train import train
 from kuosan.training.batches import indices
 from kuosan.training.ema import EMA
@@ -249,7 +249,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_examples(tin
 
     calls = iter(range(10**6))
     train_calls = lambda: next(calls)  # noqa: E731
-    poisoned.times = objective.times
+    poisoned.times, poisoned.noise_shape = objective.times, objective.noise_shape
     monkeypatch.setattr("kuosan.train.make_objective", lambda recipe: poisoned)
     example = int(indices(recipe.seed, 5, 16, 1500)[2])
     with pytest.raises(TrainingError, match=rf"not finite at step 5: example {example} at t = .*learning_rate"):
@@ -296,7 +296,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_the_weight
         first = next(denoiser.network.parameters())
         return objective(denoiser, x_0, condition, **draws) + (0 * first).square().sum().sqrt()
 
-    steep.times = objective.times
+    steep.times, steep.noise_shape = objective.times, objective.noise_shape
     monkeypatch.setattr("kuosan.train.make_objective", lambda recipe: steep)
     with pytest.raises(TrainingError, match="gradient is not finite at step 0"):
         train(recipe, tmp_path / "run")

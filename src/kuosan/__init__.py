@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kuosan.mixture import Mixture
     from kuosan.prediction import Prediction
     from kuosan.process import Grid, Process
-    from kuosan.run import Run, load
+    from kuosan.runs import Run, load
     from kuosan.solvers import ClassifierFree, Table, sample
 
 _HOME = {
@@ -31,9 +31,9 @@ _HOME = {
     "Mixture": "mixture",
     "Prediction": "prediction",
     "Process": "process",
-    "Run": "run",
+    "Run": "runs",
     "Table": "solvers",
-    "load": "run",
+    "load": "runs",
     "sample": "solvers",
 }
 _MODULES = ("networks", "objectives", "schedules", "solvers")

@@ -21,8 +21,11 @@ class BitsPerDim:
     matching: float
 
 
-def _error_of_mean(values: Tensor) -> float:
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+def error_of_mean(values: Tensor) -> Tensor:
+    """The standard error of the mean over the first dimension; NaN of a single value, whose spread is unknown."""
+    if len(values) < 2:
+        return torch.full_like(values[0], math.nan)
+    return values.std(0) / math.sqrt(len(values))
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,27 @@ class Bound:
         return self.reconstruction - self.prior - self.matching.sum(0)
 
     @property
+    def nats(self) -> Tensor:
+        """``total``."""
+        return self.total
+
+    @property
     def standard_error(self) -> float:
         """Of the mean of ``total``, if the examples are a sample: their spread and the draws' noise together, nats.
 
         NaN for a single example, whose spread is unknown.
         """
-        return _error_of_mean(self.total)
+        return float(error_of_mean(self.total))
 
     @property
     def monte_carlo_error(self) -> float:
         """Of the mean of ``total`` over just these examples: the draws' noise alone, nats; NaN of a single draw."""
-        return _error_of_mean(self.replicates.mean(1))
+        return float(error_of_mean(self.replicates.mean(1)))
 
     @property
     def example_error(self) -> Tensor:
         """The draws' noise in the total of each example, (B,), nats; NaN of a single draw."""
-        return self.replicates.std(0) / math.sqrt(len(self.replicates))
+        return error_of_mean(self.replicates)
 
     def bits_per_dim(self) -> BitsPerDim:
         unit = math.log(2) * self.dimensions
@@ -106,13 +114,18 @@ class Likelihood:
     quantity: str
 
     @property
+    def nats(self) -> Tensor:
+        """``log_prob``."""
+        return self.log_prob
+
+    @property
     def bits_per_dim(self) -> float:
         return float(-self.log_prob.mean()) / (math.log(2) * self.dimensions)
 
     @property
     def standard_error(self) -> float:
         """Of ``bits_per_dim``, if the examples are a sample; NaN for a single one."""
-        return _error_of_mean(self.log_prob) / (math.log(2) * self.dimensions)
+        return float(error_of_mean(self.log_prob)) / (math.log(2) * self.dimensions)
 
     @property
     def monte_carlo_error(self) -> float:

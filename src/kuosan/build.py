@@ -10,6 +10,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, ValidationError, create_model
 
 from kuosan import objectives, schedules
+from kuosan.autoencoders import AUTOENCODERS
+from kuosan.autoencoders.objective import Elbo
+from kuosan.chain import Chain
 from kuosan.denoiser import EDM, Denoiser
 from kuosan.networks import NETWORKS, Energy
 from kuosan.objectives import Objective
@@ -32,6 +35,7 @@ OBJECTIVES: dict[str, Callable] = {
     "cross_entropy": objectives.CrossEntropy,
     "bound": objectives.Bound,
     "hybrid": objectives.Hybrid,
+    "elbo": Elbo,
 }
 WEIGHTINGS: dict[str, Callable] = {
     "plain": objectives.Plain,
@@ -51,9 +55,10 @@ TIMES: dict[str, Callable] = {
 #: Parameters that are themselves a table with a kind.
 NESTED: dict[str, Mapping[str, Callable]] = {"weighting": WEIGHTINGS, "times": TIMES}
 #: What a network learns from the data instead of the recipe.
-FROM_DATA = ("shape", "classes", "outputs", "stack_last")
+FROM_DATA = ("shape", "classes", "outputs", "stack_last", "levels")
 #: The recipe's open sections and what their kinds are.
 SECTIONS: dict[str, Mapping[str, Callable]] = {
+    "autoencoder": AUTOENCODERS,
     "process": SCHEDULES,
     "network": NETWORKS,
     "objective": OBJECTIVES,
@@ -144,11 +149,27 @@ def describe_kinds() -> str:
 
 
 def make_process(recipe: Recipe) -> Process:
-    return Process(make(SCHEDULES, recipe.process, "process"))
+    return Process(make(SCHEDULES, recipe.process or {}, "process"))
+
+
+def make_model(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: int) -> Denoiser | Chain:
+    """The untrained model of a recipe for examples of a shape, with so many levels and classes (0: none).
+
+    Raises:
+        RecipeError: settings that do not go together.
+    """
+    if recipe.autoencoder is None:
+        return make_denoiser(recipe, shape, levels, classes)
+    return make(AUTOENCODERS, recipe.autoencoder, "autoencoder", shape=shape, levels=levels)
 
 
 def make_objective(recipe: Recipe) -> Objective:
-    return make(OBJECTIVES, recipe.objective, "objective")
+    """Raises RecipeError if it is not one of this kind of model."""
+    found = make(OBJECTIVES, recipe.objective, "objective")
+    if isinstance(found, Elbo) != (recipe.autoencoder is not None):
+        one = "elbo" if recipe.autoencoder is not None else ", ".join(k for k, v in OBJECTIVES.items() if v is not Elbo)
+        raise RecipeError(f"objective.kind: of this kind of model must be {one}, got {recipe.objective.get('kind')!r}")
+    return found
 
 
 def make_solver(table: Mapping[str, Any]) -> Solver:
@@ -174,7 +195,7 @@ def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: 
     by_level = section.predicts == "levels"
     network = make(
         NETWORKS,
-        recipe.network,
+        recipe.network or {},
         "network",
         shape=shape,
         classes=classes if recipe.data.conditional else 0,

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kuosan.bound import Bound, Likelihood, Tally
+from kuosan.bound import Bound, Likelihood, Tally, error_of_mean
 from kuosan.denoiser import evaluating
 from kuosan.gaussian import Gaussian, per_example
 from kuosan.seeds import stream
@@ -69,18 +69,25 @@ class Guide(nn.Module):
         return getattr(type(self), kernel) is not getattr(Guide, kernel)
 
 
-class Model(nn.Module):
+class Generative(nn.Module):
     """p(z_T) p(z_{T-1}|z_T) ... p(x|z_1, ...).
 
     Attributes:
         length: T.
+        shapes: of one x, one z_1, ..., one z_T; needed to draw from p.
         markov: the kernel of rung i looks at z_{i+1} alone.
         discrete: p(x|z) is a probability, not a density.
     """
 
     length: int
+    shapes: tuple[tuple[int, ...], ...]
     markov = True
     discrete = False
+
+    @property
+    def noise_shape(self) -> tuple[int]:
+        """Of the standard-normal numbers that one draw of all latents and x takes."""
+        return (sum(math.prod(shape) for shape in self.shapes),)
 
     def prior(self, condition: Any = None) -> Law | Chain:
         """p(z_T), as a law or, if all that is known is a bound on it, as another chain."""
@@ -157,7 +164,7 @@ class Chain(nn.Module):
         ValueError: they are of different lengths.
     """
 
-    def __init__(self, guide: Guide, model: Model):
+    def __init__(self, guide: Guide, model: Generative):
         super().__init__()
         if guide.length != model.length or guide.length < 1:
             raise ValueError(f"q has {guide.length} rungs and p has {model.length}: they must be as many, at least one")
@@ -203,12 +210,13 @@ class Chain(nn.Module):
     def _place(self, i: Rung, x: Tensor, condition: Any, between: bool, generator: torch.Generator) -> Place:
         """Latents drawn for this rung alone: what is above it; ``between``, the rung itself and what is below too."""
         guide = self.guide
-        if not (guide.knows("marginal") and self.model.markov):
-            assert isinstance(i, int)
+        alone = guide.knows("marginal") and self.model.markov and (guide.knows("up") or not between)
+        if not alone:
+            assert isinstance(i, int), "the rungs of a path are visited one by one"
             return self.path(x, condition, generator=generator).at(i)
         given = guide.read(x, condition)
-        top = isinstance(i, int) and i == self.length
-        if not between:
+        top, bottom = (isinstance(i, int) and i == end for end in (self.length, 0))
+        if bottom or not between:
             above = () if top else (guide.marginal(i + 1, given).sample(generator=generator),)
             return Place(given, condition, x, above)
         below = guide.marginal(i - 1, given).sample(generator=generator)
@@ -216,6 +224,24 @@ class Chain(nn.Module):
         z = law.sample(generator=generator)
         above = () if top else (self._up(i + 1, (z,), given).sample(generator=generator),)
         return Place(given, condition, x, above, (below,), z, law)
+
+    def generate(self, noise: Tensor, condition: Any = None, top: Tensor | None = None) -> Path:
+        """Draws from p, from the top down to x.
+
+        Args:
+            noise: (B, n), standard-normal: of z_T, ..., z_1 and x in this order, n their coordinates in all.
+            top: z_T, if it is drawn in another way; the noise is then of the others.
+        """
+        model, length = self.model, self.length
+        start = length if top is None else length - 1
+        parts = noise.split([math.prod(shape) for shape in reversed(model.shapes[: start + 1])], dim=1)
+        z: list[Any] = [None] * (length + 1)
+        laws: list[Any] = [None] * (length + 1)
+        z[length] = top
+        for i, part in zip(range(start, -1, -1), parts, strict=True):
+            laws[i] = self._p(i, tuple(z[i + 1 :]), condition)
+            z[i] = laws[i].sample(part.unflatten(1, model.shapes[i]))
+        return Path(z, laws, None, condition)
 
     # -- kernels ------------------------------------------------------------------------------------------------------
 
@@ -357,17 +383,20 @@ class Chain(nn.Module):
 
     # -- the bound ----------------------------------------------------------------------------------------------------
 
+    def costs(self, path: Path, generator: torch.Generator | None = None) -> list[Tensor]:
+        """What each rung, 0 to T, takes from the bound along a path, (B,) each; a KL in closed form if it has one."""
+        analytic = self._check("path", True)
+        return [self.term("path", i, path.at(i), analytic, generator) for i in range(self.length + 1)]
+
     def estimate(self, x: Tensor, condition: Any = None, *, generator: torch.Generator | None = None) -> Tensor:
         """One unbiased estimate of the bound, (B,), nats, through which gradients pass: what training maximises.
 
-        A chain whose q goes up or comes down draws one path, with every KL in closed form that has one; a chain whose
-        q is known at every rung (a diffusion model) its two ends and one rung between for each example, stratified.
+        A chain draws one path, with every KL in closed form that has one; but one whose q is known at every rung (a
+        diffusion model) its two ends and one rung between for each example, stratified.
         """
-        if not self.guide.knows("marginal"):
-            path = self.path(x, condition, generator=generator)
-            analytic = self._check("path", True)
-            terms = [self.term("path", i, path.at(i), analytic, generator) for i in range(self.length + 1)]
-            return -torch.stack(terms).sum(0)
+        apart = all(map(self.guide.knows, ("marginal", "posterior"))) and self.guide.mixed and self.model.markov
+        if not apart:
+            return -torch.stack(self.costs(self.path(x, condition, generator=generator), generator)).sum(0)
         generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         between = self.length - 1
         drawn = (even(len(x), torch.tensor([1]), generator) * between).long() + 1
@@ -493,7 +522,7 @@ class Chain(nn.Module):
     ) -> Likelihood:
         r"""The bound of K paths, which rises to log p(x) as K grows (Burda et al. 2016, arXiv 1509.00519, eq. 8).
 
-        .. math:: \mathcal L_K = \mathbb E \log rac1K \sum_{k=1}^K rac{p(x, z^{(k)})}{q(z^{(k)}|x)}
+        .. math:: \mathcal L_K = \mathbb E \log \frac1K \sum_{k=1}^K \frac{p(x, z^{(k)})}{q(z^{(k)}|x)}
 
         Args:
             samples: K.
@@ -517,9 +546,8 @@ class Chain(nn.Module):
                 if progress is not None:
                     progress(int(part[-1]) + 1, len(visits))
         log_prob = torch.logsumexp(weights, 0) - math.log(samples)
-        relative = (weights - log_prob).exp()
-        error = relative.std(0) / math.sqrt(samples)  # of the logarithm of the mean, to first order
-        return Likelihood(log_prob, error, x[0].numel(), samples * self.length, f"{samples} importance samples")
+        error = error_of_mean((weights - log_prob).exp())  # of the logarithm of the mean, to first order
+        return Likelihood(log_prob, error, x[0].numel(), samples * self.length, f"{samples} paths")
 
     def log_weight(self, x: Tensor, condition: Any = None, *, generator: torch.Generator | None = None) -> Tensor:
         """log p(x, z) - log q(z|x) of one draw of all latents, (B,), nats; those of a prior that is a chain too."""

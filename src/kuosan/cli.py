@@ -118,7 +118,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sample(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from kuosan.run import load
+    from kuosan.runs import load
     from kuosan.samples import save_samples
 
     run = load(options.run)
@@ -144,9 +144,9 @@ def _tune(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from dataclasses import asdict
 
     from kuosan.progress import Progress
-    from kuosan.run import load
+    from kuosan.runs import DiffusionRun
 
-    run = load(options.run)
+    run = DiffusionRun.open(options.run)
     given = {k: getattr(options, k) for k in ("pairs", "iterations", "batch_size", "fine", "seed")}
     how = {k: v for k, v in given.items() if v is not None}
     settings = {k: v for k, v in _settings(options).items() if k != "steps"}
@@ -167,12 +167,12 @@ def _tune(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _table(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from kuosan.run import load
+    from kuosan.runs import DiffusionRun
     from kuosan.tables import plot, words
 
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("drawing needs matplotlib: pip install 'kuosan[report]'")
-    run = load(options.run)
+    run = DiffusionRun.open(options.run)
     sampler = run.sampler(**_settings(options))
     result: dict[str, Any] = sampler.how
     result |= {"table": sampler.table.to_json()}
@@ -189,9 +189,9 @@ def _table(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _compare(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan import compare
     from kuosan.progress import Progress
-    from kuosan.run import load
+    from kuosan.runs import DiffusionRun
 
-    run = load(options.run)
+    run = DiffusionRun.open(options.run)
     found = compare.compare(
         run,
         options.solvers or compare.SOLVERS,
@@ -208,26 +208,50 @@ def _compare(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from kuosan.run import load
+    from kuosan.runs import load
 
     run = load(options.run)
+    measures = [name for name in ("bound", "importance", "ode") if getattr(options, name)]
+    settings = {
+        "variance": options.variance,
+        "steps": options.bound_steps,
+        "on_trajectory": options.trajectory or None,
+    }
     result = run.evaluate(
-        options.guidance,
-        variance=options.variance,
-        bound_steps=options.bound_steps,
-        on_trajectory=options.trajectory,
+        measures or ("bound",),
+        quality=not measures and options.data is None,
+        split="held_out" if options.split == "test" else options.split,
+        files=options.data,
+        examples=options.examples,
+        importance=options.importance or 64,
+        draws=options.draws,
+        guidance=options.guidance,
+        **{name: value for name, value in settings.items() if value is not None},
     )
-    bits, quality = result["bits_per_dim"], result["quality"]
+    what = {"held_out": "held-out images", "train": "training images", "files": "images"}[result["split"]]
     lines = [
-        f"{result['run']}, step {result['step']}",
+        f"{result['run']}, step {result['step']}: {result['scored']} {what}",
         "",
-        f"held-out bound, bits per dimension   {bits['total']:.4f} ± {bits['standard_error']:.4f}",
-        f"  reconstruction                     {bits['reconstruction']:.4f}",
-        f"  prior                              {bits['prior']:.4f}",
-        f"  matching                           {bits['matching']:.4f}",
-        f"  ({bits['examples']} images, {bits['steps']} steps on the {bits['grid']} grid, variance {bits['variance']}, "
-        f"{bits['terms']} terms)",
+        f"{'bits per dimension':32s}{'':>9s}{'±':>9s}{'± drawn':>10s}{'evaluations':>14s}",
     ]
+    for name in measures or ("bound",):
+        one = result["likelihoods"][name]
+        lines.append(
+            f"{_measure_in_words(name, one):32s}{one['total']:>9.4f}{one['standard_error']:>9.4f}"
+            f"{one['monte_carlo_error']:>10.4f}{one['evaluations_per_example']:>14,.0f}"
+        )
+        if name == "bound":
+            bits = result["bits_per_dim"]
+            lines += [f"{'  ' + term:32s}{bits[term]:>9.4f}" for term in ("reconstruction", "prior", "matching")]
+            how = (
+                f"{bits['steps']} steps on the {bits['grid']} grid, variance {bits['variance']}, {bits['terms']} terms"
+                if "steps" in bits
+                else f"{bits['layers']} layer{'s' if bits['layers'] > 1 else ''}"
+            )
+            lines.append(f"  ({how}, {bits['draws']} draw{'s' if bits['draws'] > 1 else ''})")
+    if result["split"] == "files":
+        lines += _least_likely(result["examples"])
+    quality = None if measures or options.data else result["quality"]
     if quality:
         real = quality["held_out"]
         lines += [
@@ -245,15 +269,32 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         lines.append(f"  classes: {shares}")
         if run.conditional:
             lines.append(f"  guidance: {quality['guidance']:g}")
-    else:
+    elif not measures and options.data is None:
         lines += ["", f"no judge of quality: {run.why_no_judge}"]
-    lines += ["", f"{result['run']}/evaluation.json"]
+    lines += ["", f"each image: {result['examples']}", result["examples"].removesuffix("csv") + "json"]
     return result, "\n".join(lines)
+
+
+def _measure_in_words(name: str, found: dict[str, Any]) -> str:
+    words = {"bound": "bound", "importance": "importance-weighted", "ode": "by ODE"}[name]
+    return f"{words}, {found['quantity']}" if name == "importance" else words
+
+
+def _least_likely(path: str, most: int = 10) -> list[str]:
+    """The images of a file of scores that are least likely by its first measure, the least likely first."""
+    import csv
+
+    with open(path, encoding="utf-8", newline="") as file:
+        scores = list(csv.DictReader(file))
+    column = next(name for name in scores[0] if name.endswith("bits_per_dim"))
+    scores.sort(key=lambda one: -float(one[column]))
+    shown = [f"  {float(one[column]):>8.4f}  {one['example']}" for one in scores[:most]]
+    return ["", "least likely first, bits per dimension:", *shown, *(["  ..."] if len(scores) > most else [])]
 
 
 def _report(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan.report import write_report
-    from kuosan.run import load
+    from kuosan.runs import load
 
     path = write_report(load(options.run))
     return {"report": str(path)}, f"report: {path}"
@@ -381,6 +422,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     measure.add_argument("run", metavar="RUN", help="a run's folder")
     measure.add_argument("--guidance", type=float, help="weight w for the samples (default: the recipe's)")
+    measure.add_argument("--bound", action="store_true", help="the bound (the default, with the samples' quality)")
+    measure.add_argument("--ode", action="store_true", help="the likelihood by the probability-flow ODE")
+    measure.add_argument("--importance", type=int, metavar="K", help="the importance-weighted bound of K paths")
+    measure.add_argument("--split", choices=("test", "held_out", "train"), default="held_out", help="default held_out")
+    measure.add_argument("--data", nargs="+", metavar="PATH", help="score these pictures or folders instead")
+    measure.add_argument("--examples", type=int, metavar="N", help="at most so many images (default: the recipe's)")
+    measure.add_argument("--draws", type=int, metavar="N", help="repeats of what is drawn (default: the recipe's)")
     measure.add_argument("--variance", help="of the bound: beta_tilde, beta, learned, posterior, optimal, ...")
     measure.add_argument("--bound-steps", type=int, metavar="K", help="steps of the bound's chain")
     measure.add_argument("--trajectory", action="store_true", help="the bound on the best K times, by its own search")

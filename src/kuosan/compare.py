@@ -14,7 +14,7 @@ from torch import Tensor
 from kuosan.build import make_solver
 from kuosan.image.data import to_levels
 from kuosan.recipe import as_table
-from kuosan.run import Run, device
+from kuosan.runs import DiffusionRun, device
 from kuosan.sampler import Sampler, TunedTableError
 from kuosan.solvers import AdamsBashforth, Auto, Errors, LinearBetaTime, Solver, sample
 
@@ -24,7 +24,7 @@ FINE = 200
 
 
 def compare(
-    run: Run,
+    run: DiffusionRun,
     solvers: Sequence[str] = SOLVERS,
     evaluations: Sequence[int] = EVALUATIONS,
     samples: int = 1000,
@@ -102,7 +102,7 @@ def _solver(name: str) -> Solver | None:
     return None if table["kind"] == "tuned" else make_solver(table)
 
 
-def _within(run: Run, name: str, budget: int, settings: dict[str, Any]) -> Sampler | None:
+def _within(run: DiffusionRun, name: str, budget: int, settings: dict[str, Any]) -> Sampler | None:
     """The sampler with the most steps that need no more evaluations than the budget; None if there is none."""
     solver = _solver(name)
     if solver is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.special import log_ndtr
+from torch.special import log_ndtr, ndtr
 
 from kuosan.gaussian import Gaussian
 
@@ -98,10 +98,19 @@ class Levels:
     def mean(self) -> Tensor:
         return (self.log_probs.exp() * self.values).sum(-1)
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        chances = self.log_probs.detach().exp().flatten(0, -2).cpu()
-        index = torch.multinomial(chances, 1, generator=generator).reshape(self.log_probs.shape[:-1])
-        return self.values[index.to(self.values.device)]
+    def sample(self, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """The level at which the cumulative chances pass Phi(noise); no gradient passes.
+
+        Args:
+            noise: standard-normal values of the data's shape; drawn from ``generator`` when not given.
+        """
+        shape, device = self.log_probs.shape[:-1], self.log_probs.device
+        if noise is None:
+            where = device if generator is None else generator.device
+            noise = torch.randn(shape, generator=generator, device=where).to(device)
+        chances = self.log_probs.detach().double().softmax(-1).cumsum(-1)
+        index = torch.searchsorted(chances, ndtr(noise.double()).unsqueeze(-1)).squeeze(-1)
+        return self.values[index.clamp_max(len(self.values) - 1)]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log-probability of the levels x, for each coordinate, nats.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kuosan.chain import Chain, Guide, Model, Place, Rung
+from kuosan.chain import Chain, Generative, Guide, Place, Rung
 from kuosan.decoders import DiscretisedGaussian, Levels
 from kuosan.denoiser import Denoiser
 from kuosan.gaussian import Gaussian, per_example
@@ -72,7 +72,7 @@ def decoder(
     return Gaussian(x_0, variance) if denoiser.levels is None else DiscretisedGaussian(x_0, variance, denoiser.levels)
 
 
-class Reverse(Model):
+class Reverse(Generative):
     """The reverse kernels of a denoiser on a grid as a p: q's own posterior with x_0 guessed.
 
     Args:

@@ -309,6 +309,19 @@ def sweep_plot(
     return _svg(figure, f"{panel.title} against {name}")
 
 
+def bars(layers: Sequence[np.ndarray], names: Sequence[str], threshold: float) -> str:
+    """The variances of the latents of each layer, largest first, on a log scale, with the threshold of use."""
+    figure, axes = _plot(WIDE, "variance of the posterior mean over held-out images", "latent, the most used first")
+    colours = (FIRST, SECOND, SOFT, INK)
+    for i, (values, name) in enumerate(zip(layers, names, strict=True)):
+        place = np.arange(1, len(values) + 1)
+        axes.plot(place, values.clip(1e-6), color=colours[i % 4], marker="o", markersize=3, linewidth=1, label=name)
+    axes.axhline(threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="in use above")
+    axes.set_yscale("log")
+    _legend(axes)
+    return _svg(figure, "variance of each latent")
+
+
 def distances_plot(samples: np.ndarray, held_out: np.ndarray) -> str:
     """How far samples, and held-out images, lie from their nearest training image: two histograms and their medians."""
     from matplotlib.ticker import PercentFormatter

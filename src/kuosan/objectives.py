@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from kuosan.denoiser import Denoiser
 from kuosan.diffusion import DiffusionChain, decoder
 from kuosan.gaussian import per_example
 from kuosan.prediction import FORMS, Prediction, log_gain, target
@@ -30,8 +29,8 @@ class TimeSampler(ABC):
     """Draws training times. Importance weights keep the expected loss what uniform times would give, where stated."""
 
     @abstractmethod
-    def sample(self, process: Process, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(t, weight), both (n,) float64."""
+    def sample(self, process: Any, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(t, weight), both (n,) float64, under a :class:`~kuosan.process.Process` (of models with a time)."""
 
     def update(self, t: Tensor, loss: Tensor) -> None:
         """Told, after each step, the unweighted losses of the whole batch; most samplers do not care."""
@@ -51,6 +50,17 @@ def _uniform(n: int, generator: torch.Generator) -> Tensor:
 def _stratified(n: int, generator: torch.Generator) -> Tensor:
     """One point in each of n even strata, in random order."""
     return (torch.randperm(n, generator=generator) + _uniform(n, generator)) / n
+
+
+@dataclass(frozen=True)
+class Timeless(TimeSampler):
+    """For models without a time: always 0."""
+
+    def sample(self, process, n, generator):
+        return torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+
+
+TIMELESS = Timeless()
 
 
 @dataclass(frozen=True)
@@ -250,24 +260,30 @@ class Likelihood:
 # -- losses -----------------------------------------------------------------------------------------------------------
 
 
-class Objective(Protocol):
-    """loss = objective(denoiser, x_0, condition): one number for each example, to be averaged and minimised.
+class Objective(ABC):
+    """loss = objective(model, x_0, condition): one number for each example, to be averaged and minimised.
 
-    Training draws ``t`` and ``noise`` itself, so that they are the same whatever the number of processes; alone, an
-    objective draws them from ``generator``.
+    Training draws ``t`` and ``noise`` itself, so that they are the same whatever the number of processes, and says at
+    which ``step`` it is; alone, an objective draws them from ``generator``.
     """
 
     times: TimeSampler
 
+    def noise_shape(self, model: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the standard-normal numbers that one example of the given shape takes."""
+        return shape
+
+    @abstractmethod
     def __call__(
         self,
-        denoiser: Denoiser,
+        model: Any,
         x_0: Tensor,
         condition: object = None,
         *,
         t: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        step: int | None = None,
     ) -> Tensor: ...
 
 
@@ -297,7 +313,7 @@ def squared_error(prediction: Prediction, x_0: Tensor, noise: Tensor, weighting:
 
 
 @dataclass(frozen=True)
-class Weighted:
+class Weighted(Objective):
     """Squared error under a weighting, at times drawn by a sampler.
 
     Args:
@@ -309,14 +325,14 @@ class Weighted:
     weighting: Weighting
     times: TimeSampler = Stratified()
 
-    def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None):
+    def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None, step=None):
         t, noise, weight = _draw(self.times, denoiser.process, x_0, t, noise, generator)
         prediction = denoiser(denoiser.process.marginal(x_0, t).sample(noise), t, condition)
         return _weighted(squared_error(prediction, x_0, noise, self.weighting), weight)
 
 
 @dataclass(frozen=True)
-class Simple:
+class Simple(Objective):
     """The plain squared error of ``target``; None: of what the network predicts (x0 for levels, eps for energies)."""
 
     target: str | None = None
@@ -326,19 +342,19 @@ class Simple:
         if self.target is not None:
             Plain(self.target)  # says what a target may be
 
-    def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None):
+    def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None, step=None):
         own = {"levels": "x0", "energy": "eps"}.get(denoiser.predicts, denoiser.predicts)
         loss = Weighted(Plain(self.target or own), self.times)
         return loss(denoiser, x_0, condition, t=t, noise=noise, generator=generator)
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """-log p(level of x_0 | x_t), averaged over dimensions, nats: the loss of a network that predicts levels."""
 
     times: TimeSampler = Stratified()
 
-    def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None):
+    def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None, step=None):
         if denoiser.predicts != "levels":
             raise ValueError('cross-entropy needs a denoiser with predicts="levels"')
         t, noise, weight = _draw(self.times, denoiser.process, x_0, t, noise, generator)
@@ -347,8 +363,8 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True)
-class Bound:
-    """An unbiased estimate of minus the bound (:class:`kuosan.DiffusionChain`) on a grid of ``steps``, nats per dimension.
+class Bound(Objective):
+    """An unbiased estimate of minus the bound of :class:`kuosan.DiffusionChain`, nats per dimension.
 
     For each example the time picks one of the K terms, reconstruction included, which is multiplied by K. The prior
     term has nothing to learn while the schedule is fixed and is left out.
@@ -367,7 +383,7 @@ class Bound:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         check_variance(self.variance)
 
-    def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None):
+    def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None, step=None):
         t, noise, weight = _draw(self.times, denoiser.process, x_0, t, noise, generator)
         cost, _ = _drawn_step(
             DiffusionChain(denoiser, steps=self.steps, variance=self.variance), x_0, condition, t, noise
@@ -395,7 +411,7 @@ def _drawn_step(
 
 
 @dataclass(frozen=True)
-class Hybrid:
+class Hybrid(Objective):
     r"""L_simple + weight * L_vlb (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 16): learns the reverse variance.
 
     The bound's gradient reaches the variance only; the mean is learned by the simple loss. L_vlb is the whole sum over
@@ -414,7 +430,7 @@ class Hybrid:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
-    def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None):
+    def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None, step=None):
         if not denoiser.learned_variance:
             raise ValueError("the hybrid objective learns a variance: make the denoiser with learned_variance=True")
         t, noise, importance = _draw(self.times, denoiser.process, x_0, t, noise, generator)

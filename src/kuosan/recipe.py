@@ -142,8 +142,11 @@ class Recipe(Section):
     description: Annotated[str, Field(description="one line for `kuosan recipes`")] = ""
     seed: Annotated[int, Field(ge=0, lt=2**63, description="of weights, order and noise")] = 0
     data: Data
-    process: dict[str, Any]
-    network: dict[str, Any]
+    autoencoder: Annotated[dict[str, Any] | None, Field(description="a VAE: in the place of process and network")] = (
+        None
+    )
+    process: Annotated[dict[str, Any] | None, Field(description="kind = cosine | ..., of a diffusion model")] = None
+    network: Annotated[dict[str, Any] | None, Field(description="kind = mlp | ..., of a diffusion model")] = None
     denoiser: DenoiserSection = DenoiserSection()
     objective: dict[str, Any]
     training: Training
@@ -152,6 +155,18 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
+        if self.autoencoder is None:
+            missing = [name for name in ("process", "network") if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"{missing[0]} is missing: a diffusion model needs process and network")
+        else:
+            extra = [name for name in ("process", "network") if getattr(self, name) is not None]
+            if extra:
+                raise ValueError(f"an autoencoder has no {' and no '.join(extra)}")
+            if self.data.conditional:
+                raise ValueError("an autoencoder is not told classes: set data.conditional = false")
+            if self.training.compile:
+                raise ValueError("training.compile is for the network of a diffusion model: drop it")
         if self.evaluation.variance == "posterior" and self.denoiser.predicts != "levels":
             raise ValueError('evaluation.variance = "posterior" needs denoiser.predicts = "levels"')
         if self.evaluation.variance == "learned" and not self.denoiser.learned_variance:

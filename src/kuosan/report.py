@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kuosan import figures
-from kuosan.measurements import Measurements
+from kuosan.measurements import measurements_of
 from kuosan.plain import plain
 from kuosan.progress import duration
-from kuosan.run import Run
+from kuosan.runs import Run
 
 
 class ReportError(ValueError):
@@ -36,7 +36,7 @@ def write_report(run: Run, budget: float = 90.0) -> Path:
         raise ReportError(f"budget is a time in seconds and must be positive, got {budget}")
     environment = _environment()
     begun = time.monotonic()
-    numbers, pictures = Measurements(run, budget).everything()
+    numbers, pictures = measurements_of(run, budget).everything()
     numbers["provenance"]["report_seconds"] = round(time.monotonic() - begun, 1)
     numbers = plain(numbers)
     (run.folder / "report.json").write_text(json.dumps(numbers, indent=2, ensure_ascii=False), "utf-8")

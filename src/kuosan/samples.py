@@ -15,7 +15,7 @@ from torch import Tensor
 from kuosan.image.pictures import good_scale, save_png, sheet, to_image
 from kuosan.plain import plain
 from kuosan.progress import Progress
-from kuosan.run import Run
+from kuosan.runs import Run
 from kuosan.solvers import check_seeds
 from kuosan.training.processes import joined
 
@@ -40,7 +40,7 @@ def save_samples(
         seeds: one for each sample.
         labels: class of each, (N,); by default all classes in turn.
         folder: default RUN/samples.
-        settings: of :meth:`Run.sampler <kuosan.run.Run.sampler>`.
+        settings: of :meth:`Run.sampler <kuosan.runs.Run.sampler>`.
 
     Returns:
         What samples.json holds: how they were drawn, the sheet, and each file with its seed.

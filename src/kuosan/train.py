@@ -10,17 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import kuosan
-from kuosan.build import make_denoiser, make_objective
-from kuosan.denoiser import Denoiser
+from kuosan.build import make_model, make_objective
 from kuosan.image.data import Examples, ImageData, to_pixels
 from kuosan.recipe import Recipe
-from kuosan.run import Run, RunError, device, load, read_data, unmeasured_solver, write
-from kuosan.sampler import Settings
+from kuosan.runs import Run, RunError, device, kind_of, load, read_data, write
 from kuosan.seeds import stream
-from kuosan.solvers import UniformTime
 from kuosan.training.loop import Trainer
 from kuosan.training.processes import Processes, joined
 
@@ -58,20 +55,14 @@ def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run
     with joined() as processes:
         data = read_data(recipe)
         torch.manual_seed(stream("weights", recipe.seed).initial_seed())
-        denoiser = make_denoiser(recipe, data.shape, data.level_count, len(data.classes or ()))
+        model = make_model(recipe, data.shape, data.level_count, len(data.classes or ()))
         objective = make_objective(recipe)
-        # what sampling and measuring will need is refused now, not after training
-        sampling = recipe.sampling
-        fixed = {} if (sampling.grid or {}).get("kind") != "trajectory" else {"grid": UniformTime()}
-        settings = Settings.of(sampling, **fixed)
-        settings.model(denoiser, recipe.data.conditional)
-        unmeasured_solver(recipe).table(denoiser.process, settings.grid, steps=sampling.steps)
-        denoiser.process.grid(recipe.evaluation.bound_steps)
-        run = Run(folder, recipe, _info(recipe, data, denoiser, processes, command))
+        run = kind_of(recipe)(folder, recipe, _info(recipe, data, model, processes, command))
+        run.check(model)
         if processes.first:
             _begin(run)
         trainer = Trainer(
-            denoiser=denoiser,
+            model=model,
             objective=objective,
             source=_Source(data.train, data.level_count, recipe.data.conditional),
             settings=recipe.training,
@@ -79,7 +70,7 @@ def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run
             store=run.store,
             log=folder / "metrics.jsonl",
             processes=processes,
-            on_sample=lambda step: run.sheet_while_training(denoiser, step),
+            on_sample=lambda step: run.sheet_while_training(model, step),
             device=device(),
         )
         trainer.train()
@@ -87,7 +78,7 @@ def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run
 
 
 def _info(
-    recipe: Recipe, data: ImageData, denoiser: Denoiser, processes: Processes, command: str | None
+    recipe: Recipe, data: ImageData, model: nn.Module, processes: Processes, command: str | None
 ) -> dict[str, Any]:
     return {
         "shape": list(data.shape),
@@ -102,7 +93,7 @@ def _info(
             "notes": list(data.notes),
             "sha256": _data_hash(data),
         },
-        "parameters": sum(p.numel() for p in denoiser.network.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters()),
         "seed": recipe.seed,
         "processes": processes.size,
         "versions": {"kuosan": kuosan.__version__, "torch": version("torch"), "python": platform.python_version()},

@@ -5,7 +5,7 @@ import os
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +194,20 @@ def read_picture(file: str | Path, shape: tuple[int, ...], count: int) -> Tensor
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as a picture: {error}") from None
     return to_pixels(to_levels(to_pixels(values, 256), count), count)
+
+
+def read_pictures(files: Sequence[str | Path], shape: tuple[int, ...], count: int) -> tuple[list[str], Tensor]:
+    """(names, pixels (N, C, H, W)) of pictures, and of all in the folders among them: :func:`read_picture`.
+
+    Raises:
+        ValueError: none at all, no such file or folder, not a picture.
+    """
+    found: list[Path] = []
+    for one in map(Path, files):
+        found += [one / name for name in _find_pictures(one)] if one.is_dir() else [one]
+    if not found:
+        raise ValueError("there is no picture to read")
+    return [str(file) for file in found], torch.stack([read_picture(file, shape, count) for file in found])
 
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

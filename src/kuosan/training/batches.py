@@ -45,7 +45,7 @@ def draws(
     n: int,
     shape: tuple[int, ...],
     times: TimeSampler,
-    process: Process,
+    process: Process | None,
     label_drop: float,
 ) -> Draws:
     """The draws of a step. Every process makes all of them and uses its part, so that their number changes nothing."""

@@ -59,10 +59,10 @@ def learning_rate(settings: Training, step: int) -> float:
 
 @dataclass
 class Trainer:
-    """One training run: a denoiser, its objective, its data and where its state is kept.
+    """One training run: a model, its objective, its data and where its state is kept.
 
     Args:
-        denoiser: trained in place.
+        model: a :class:`~kuosan.denoiser.Denoiser` or any module that the objective takes; trained in place.
         objective: its loss.
         source: the examples.
         settings: the recipe's ``training`` section.
@@ -74,7 +74,7 @@ class Trainer:
         device: where the network is.
     """
 
-    denoiser: Denoiser
+    model: nn.Module
     objective: Objective
     source: Source
     settings: Training
@@ -86,11 +86,11 @@ class Trainer:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __post_init__(self):
-        self.network: nn.Module = self.denoiser.network.to(self.device)
+        self.model.to(self.device)
         if self.settings.channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.ema = EMA(self.network, self.settings.ema)
-        self.optimizer = _optimizer(self.network, self.settings)
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.ema = EMA(self.model, self.settings.ema)
+        self.optimizer = _optimizer(self.model, self.settings)
         self.step = 0
         self.seconds = 0.0
         self._stop = False
@@ -100,13 +100,13 @@ class Trainer:
 
     def save(self) -> None:
         moments = {}
-        names = {id(p): name for name, p in self.network.named_parameters()}
+        names = {id(p): name for name, p in self.model.named_parameters()}
         for p, state in self.optimizer.state.items():
             for key, value in state.items():
                 moments[f"{names[id(p)]}/{key}"] = torch.as_tensor(value)
         if self.processes.first:
             tensors = {
-                "weights": self.network.state_dict(),
+                "weights": self.model.state_dict(),
                 "ema": self.ema.average,
                 "optimizer": moments,
                 "times": self.objective.times.state(),
@@ -115,11 +115,11 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         self.step, self.seconds = checkpoint.step, checkpoint.state["seconds"]
-        self.network.load_state_dict(checkpoint.tensors["weights"])
+        self.model.load_state_dict(checkpoint.tensors["weights"])
         self.ema.restore(checkpoint.tensors["ema"])
         self.objective.times.restore(checkpoint.tensors["times"])
         moments = checkpoint.tensors["optimizer"]
-        for name, p in self.network.named_parameters():
+        for name, p in self.model.named_parameters():
             kept = {key.rsplit("/", 1)[1]: value for key, value in moments.items() if key.rsplit("/", 1)[0] == name}
             if kept:
                 self.optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in kept.items()}
@@ -143,19 +143,19 @@ class Trainer:
 
     def _train(self) -> None:
         settings, processes = self.settings, self.processes
-        network = self.network
+        model = self.model
         if settings.compile:
-            network = torch.compile(network)  # type: ignore[assignment]
+            assert isinstance(model, Denoiser)
+            model = model.around(torch.compile(model.network))  # type: ignore[arg-type]
+        loss_of: nn.Module = _Loss(model, self.objective).train()
         if processes.size > 1:
-            network = DistributedDataParallel(network)
-        model = self.denoiser.around(network)
-        model.train()
+            loss_of = DistributedDataParallel(loss_of)
         progress = Progress("step") if processes.first else None
         begun, begun_at = time.monotonic(), self.step
         seconds_before = self.seconds
         loss = math.nan
         while self.step < settings.steps:
-            value = self._one_step(model)
+            value = self._one_step(loss_of)
             self.step += 1
             self.seconds = seconds_before + time.monotonic() - begun
             loss = value if math.isnan(loss) else 0.98 * loss + 0.02 * value
@@ -175,20 +175,20 @@ class Trainer:
             if self.on_sample and settings.sample_every and (last or self.step % settings.sample_every == 0):
                 paused = time.monotonic()
                 if processes.first:
-                    with self.ema.swapped_in(self.network):
+                    with self.ema.swapped_in(self.model):
                         self.on_sample(self.step)
                 begun += time.monotonic() - paused
 
-    def _one_step(self, model: Denoiser) -> float:
+    def _one_step(self, loss_of: nn.Module) -> float:
         settings, processes = self.settings, self.processes
         whole = draws(
             self.seed,
             self.step,
             settings.batch_size,
             len(self.source),
-            self.source.shape,
+            self.objective.noise_shape(self.model, self.source.shape),
             self.objective.times,
-            model.process,
+            getattr(self.model, "process", None),
             settings.label_drop,
         )
         mine = processes.part(settings.batch_size)
@@ -203,15 +203,15 @@ class Trainer:
         for micro in range(settings.accumulate):
             rows = slice(mine.start + micro * share, mine.start + (micro + 1) * share)
             waits = processes.size > 1 and micro < settings.accumulate - 1
-            with model.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                loss = self._loss(model, whole.part(rows))
+            with loss_of.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                loss = self._loss(loss_of, whole.part(rows))
                 (loss * whole.weight[rows].to(loss)).mean().div(settings.accumulate).backward()
             losses.append(loss.detach().float())
         every = processes.gather(torch.cat(losses)).cpu()
         mean = float((every * whole.weight.to(every)).mean())
         if not math.isfinite(mean):
             raise TrainingError(self._not_finite(every, whole))
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip or math.inf)
         if not bool(torch.isfinite(norm)):
             raise TrainingError(
                 f"the gradient is not finite at step {self.step}, though the loss is ({mean:.4g}). Nothing of this "
@@ -220,17 +220,17 @@ class Trainer:
             )
         self.objective.times.update(whole.t, every)
         self.optimizer.step()
-        self.ema.update(self.network, self.step)
+        self.ema.update(self.model, self.step)
         return mean
 
-    def _loss(self, model: Denoiser, part: Draws) -> Tensor:
+    def _loss(self, loss_of: nn.Module, part: Draws) -> Tensor:
         x_0, condition = self.source.batch(part.index)
         x_0, noise, t = x_0.to(self.device), part.noise.to(self.device), part.t
         if condition is not None:
             condition = torch.where(part.keep_label, condition, -1).to(self.device)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
         with half:
-            return self.objective(model, x_0, condition, t=t, noise=noise)
+            return loss_of(x_0, condition, t, noise, self.step)
 
     # -- words --------------------------------------------------------------------------------------------------------
 
@@ -271,6 +271,17 @@ class Trainer:
         aside = self.log.with_suffix(".new")
         aside.write_text("".join(kept))
         os.replace(aside, self.log)
+
+
+class _Loss(nn.Module):
+    """The objective of a model as one module: what DistributedDataParallel has to be around for gradients to meet."""
+
+    def __init__(self, model: nn.Module, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, x_0: Tensor, condition: Tensor | None, t: Tensor, noise: Tensor, step: int) -> Tensor:
+        return self.objective(self.model, x_0, condition, t=t, noise=noise, step=step)
 
 
 def _board(folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""What a report measures of a run: each section's numbers and pictures, within a budget of time."""
+"""What every report measures of a run: its facts, samples, loss and bits, and what its samples are near to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,30 +20,13 @@ from torch import Tensor
 from kuosan import figures
 from kuosan.bound import Bound
 from kuosan.figures import Panel
-from kuosan.image.data import to_levels, to_pixels
+from kuosan.image.data import to_pixels
 from kuosan.image.judge import Judge, nearest
-from kuosan.prediction import Prediction
-from kuosan.process import expand
 from kuosan.progress import Progress
-from kuosan.run import Run
-from kuosan.solvers import Ancestral, Auto, Noise
-from kuosan.solvers import run as execute
+from kuosan.runs import Run
 
-EVALUATIONS = (1, 2, 3, 5, 10, 20, 50, 100)
-TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1)
-SHARES = {"samples": 0.15, "bound": 0.2, "evaluations": 0.3, "temperature": 0.35}  # of the time budget
-#: Of the page, in its order.
-SECTIONS = (
-    "facts",
-    "samples",
-    "way",
-    "loss",
-    "bits_per_dim",
-    "evaluations",
-    "solvers",
-    "temperature",
-    "neighbours",
-)
+#: Of the page that every run has, in its order; other kinds of runs add theirs.
+SECTIONS = ("facts", "samples", "loss", "bits_per_dim", "neighbours")
 MOST_CLASSES = 20  # rows of samples
 
 
@@ -79,32 +63,40 @@ class Yardstick:
     def of_real(self, points: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:
         """The same of real held-out images: for the Frechet distance of as many, since it falls with their number."""
         if self.judge is None:
-            return self(self.run.data.held_out.levels[: _most_compared(self.run, count)], None)
+            return self(self.run.data.held_out.levels[: most_compared(self.run, count)], None)
         real = asdict(self.judge.reference)
         real |= {"frechet": points[0]["frechet_of_real"], "largest_class": max(real["classes"].values())}
         return {key: real[key] for key in ("confident", "frechet", "largest_class", "agreement")}
 
 
-def _most_compared(run: Run, count: int) -> int:
+def most_compared(run: Run, count: int) -> int:
     """How many images can be compared with all training images in some seconds, of ``count``."""
     return max(8, min(count, int(1e10 / run.data.train.levels.numel())))
 
 
-class Measurements:
-    """The measurements of one report, each a section's numbers and pictures."""
+class Measurements(ABC):
+    """The measurements of one report, each a section's numbers and pictures.
 
-    def __init__(self, run: Run, budget: float):
+    Attributes:
+        kind: of the model, as a sentence begins.
+        sections: their names.
+        shares: of the time budget.
+    """
+
+    kind: str
+    sections: tuple[str, ...] = SECTIONS
+    shares: Mapping[str, float]
+
+    def __init__(self, run: Any, budget: float):
         self.run, self.budget = run, budget
         self.yardstick = Yardstick(run, run.judge)
         self.cost = self._seconds_per_evaluation()
-        schedule = run.denoiser.process.schedule
-        self.longest = len(schedule) if hasattr(schedule, "__len__") else 10**9
         self.evaluation = self._evaluation()
 
     def everything(self) -> tuple[dict[str, Any], dict[str, Any]]:
         numbers: dict[str, Any] = {}
         pictures: dict[str, Any] = {}
-        for section in SECTIONS:
+        for section in self.sections:
             numbers[section], pictures[section] = getattr(self, section)()
         numbers["quality"], numbers["provenance"] = self.quality(), self.provenance()
         return numbers, pictures
@@ -119,24 +111,33 @@ class Measurements:
 
     # -- how much can be afforded -------------------------------------------------------------------------------------
 
+    @abstractmethod
+    def one_evaluation(self, samples: int) -> None:
+        """The cheapest thing that takes one evaluation of the network for each of so many samples."""
+
     def _seconds_per_evaluation(self) -> float:
         """What one network evaluation of one sample takes, at the batch size that samples are drawn in."""
         batch, seconds = 4, 0.0
-        self.run.sample(2, solver=Ancestral(), steps=1)  # the first call is always slow
+        self.one_evaluation(2)  # the first call is always slow
         while True:
             begun = time.monotonic()
-            self.run.sample(batch, solver=Ancestral(), steps=1)
+            self.one_evaluation(batch)
             seconds = time.monotonic() - begun
             if seconds > 0.02 * self.budget or batch >= 256:
                 return max(seconds, 1e-6) / batch
             batch *= 4
 
-    def _count(self, section: str, evaluations: int, least: int, most: int = 1000) -> int:
+    def count(self, section: str, evaluations: int, least: int, most: int = 1000) -> int:
         """How many samples a section can have if each takes that many evaluations."""
-        affordable = int(SHARES[section] * self.budget / self.cost / evaluations)
+        affordable = int(self.shares[section] * self.budget / self.cost / evaluations)
         return max(least, min(most, affordable))
 
     # -- sections, in the page's order --------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def model_in_words(self) -> dict[str, str]:
+        """What the model is, name by name, for the table of facts."""
 
     def facts(self) -> tuple[dict[str, Any], None]:
         run, info, recipe = self.run, self.run.info, self.run.recipe
@@ -147,10 +148,9 @@ class Measurements:
             "levels": run.levels,
             "classes": run.classes,
             "conditional": run.conditional,
-            "network": recipe.network["kind"],
+            "kind": self.kind,
+            "model": self.model_in_words,
             "parameters": info["parameters"],
-            "predicts": recipe.denoiser.predicts,
-            "process": recipe.process["kind"],
             "objective": recipe.objective["kind"],
             "step": run.step,
             "steps": recipe.training.steps,
@@ -163,63 +163,30 @@ class Measurements:
     @cached_property
     def drawn(self) -> Tensor:
         """Samples as `kuosan sample` draws them, seeds 0, 1, 2, ..."""
-        steps = self.run.recipe.sampling.steps
+        steps = self.run.sampler().how["evaluations"]
         rows = min(len(self.run.classes), MOST_CLASSES) if self.run.conditional and self.run.classes else 8
-        n = self._count("samples", steps, least=max(64, 2 * rows))
+        n = self.count("samples", steps, least=max(64, 2 * rows))
         return self.run.sample(n, progress=Progress("samples"))
 
-    def _pictures(self, levels: Tensor) -> list[str]:
+    def pictures_of(self, levels: Tensor) -> list[str]:
         return [figures.picture(one, self.run.levels) for one in levels]
 
+    @abstractmethod
+    def way_of_sampling(self) -> dict[str, Any]:
+        """How samples are drawn: solver, evaluations, guidance, clip."""
+
     def samples(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        run, sampling, how = self.run, self.run.recipe.sampling, self.run.sampler().how
-        numbers: dict[str, Any] = {
-            "solver": how["solver"] if how["solver"].startswith("tuned (") else _words(sampling.solver),
-            "evaluations": how["evaluations"],
-            "guidance": sampling.guidance,
-            "clip": sampling.clip,
-        }
+        run, numbers = self.run, dict(self.way_of_sampling())
         if not (run.conditional and run.classes):
-            rows = [{"name": "", "seeds": list(range(64)), "images": self._pictures(self.drawn[:64])}]
+            rows = [{"name": "", "seeds": list(range(64)), "images": self.pictures_of(self.drawn[:64])}]
             return numbers | {"shown": 64}, rows
         count = len(run.classes)
         columns = min(12, len(self.drawn) // count)
         rows = []
         for index, name in enumerate(run.classes[:MOST_CLASSES]):
             seeds = [index + count * column for column in range(columns)]
-            rows.append({"name": name, "seeds": seeds, "images": self._pictures(self.drawn[seeds])})
+            rows.append({"name": name, "seeds": seeds, "images": self.pictures_of(self.drawn[seeds])})
         return numbers | {"shown": columns * len(rows)}, rows
-
-    def way(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """One sample from noise to data with the recipe's solver, seed 0: what `kuosan sample` draws first."""
-        run, sampler = self.run, self.run.sampler()
-        model, table = sampler.model, sampler.table
-        seen: list[tuple[float, Tensor, Tensor]] = []
-
-        def watch(i: int, x: Tensor, prediction: Prediction) -> None:
-            alpha, sigma = run.denoiser.process.scales(table.times[i])
-            fitted = x / expand(alpha + sigma, x)
-            seen.append((table.times[i], figures.shades(fitted[0].cpu()), figures.shades(prediction.x0[0].cpu())))
-
-        device = next((p.device for p in run.denoiser.parameters()), torch.device("cpu"))
-        noise = Noise([0], run.shape)
-        labels = run.labels_for(1)
-        x_init = (model.process.prior(table.times[0]).std.float() * noise.draw()).to(device)
-        condition = None if labels is None else labels.to(device)
-        correct = sampler.corrector.on(model, noise.draw, condition) if sampler.corrector else None
-        how: dict[str, Any] = {"transform": sampler.transform, "correct": correct, "watch": watch}
-        end = execute(table, model, x_init, noise.draw, condition, **how)[0].cpu()
-        last = figures.shades(to_pixels(to_levels(end, run.levels), run.levels))
-        seen.append((0.0, last, last))
-        shown = [seen[i] for i in np.unique(np.linspace(0, len(seen) - 1, 10).round().astype(int))]
-        frames = [seen[i] for i in np.unique(np.linspace(0, len(seen) - 1, 51).round().astype(int))]
-        strip = {
-            "states": [figures.picture(x, 256) for _, x, _ in shown],
-            "guesses": [figures.picture(x_0, 256) for _, _, x_0 in shown],
-            "film": figures.film([(x, x_0) for _, x, x_0 in frames]),
-        }
-        name = None if labels is None or not run.classes else run.classes[int(labels[0])]
-        return {"seed": 0, "class": name, "times": [t for t, _, _ in shown], "frames": len(frames)}, strip
 
     def loss(self) -> tuple[dict[str, Any] | None, str | None]:
         log = self.run.folder / "metrics.jsonl"
@@ -235,123 +202,56 @@ class Measurements:
             return None, None
         return figures.loss(np.array(steps), np.array(losses))
 
-    def _estimate(self, split: str) -> Bound:
-        """The bound on a split with as many random times as the budget allows, spread evenly."""
-        section, guided = self.run.recipe.evaluation, self.run.recipe.sampling.guidance != 0
-        cost = self.cost / (2 if guided else 1)
-        affordable = int(SHARES["bound"] / 2 * self.budget / cost)
-        n = min(len(getattr(self.run.data, split)), len(self.run.data.held_out), section.examples)
-        n = min(n, max(32, affordable // 2))
-        return self.run.bound(split, n, terms="stratified", draws=max(1, min(128, affordable // n - 1)))
+    @abstractmethod
+    def estimate(self, split: str) -> Bound:
+        """The bound on a split, as well as the budget allows."""
+
+    @abstractmethod
+    def about(self, bound: Bound) -> dict[str, Any]:
+        """How a bound was estimated: terms, draws, and what else its table shows."""
+
+    @property
+    @abstractmethod
+    def decoder(self) -> str:
+        """The decoder of the last step, in words."""
+
+    def curve(self, splits: Mapping[str, Bound]) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """Where the bits are spent: numbers and plots."""
+        return None, {}
+
+    def comparable(self, evaluated: Mapping[str, Any], bound: Bound) -> bool:
+        """Whether what `kuosan evaluate` found is the same bound."""
+        return bool(evaluated)
 
     def bits_per_dim(self) -> tuple[dict[str, Any], dict[str, str]]:
-        run, section = self.run, self.run.recipe.evaluation
         progress = Progress("bound")
         splits: dict[str, Bound] = {}
         for done, split in enumerate(("held_out", "train"), 1):
-            splits[split] = self._estimate(split)
+            splits[split] = self.estimate(split)
             progress(done, 2, split.replace("_", "-"))
         numbers: dict[str, Any] = {}
         for split, bound in splits.items():
-            numbers[split] = asdict(bound.bits_per_dim()) | {
-                "examples": len(bound.total),
-                "steps": len(bound.times),
-                "variance": section.variance,
-                "terms": "stratified",
-                "draws": bound.draws,
-            }
+            numbers[split] = asdict(bound.bits_per_dim()) | {"examples": len(bound.total)} | self.about(bound)
         evaluated = (self.evaluation or {}).get("bits_per_dim", {})
-        found = (evaluated.get("steps"), evaluated.get("variance"), evaluated.get("grid", "even"))
-        comparable = found == (len(splits["train"].times), section.variance, "even")
+        comparable = self.comparable(evaluated, splits["train"])
         if comparable:  # the same bound as of the training images
             numbers["held_out"] = evaluated
-        by_level = run.recipe.denoiser.predicts == "levels"
         numbers["from_evaluation"] = comparable
         numbers["estimate"] = {"examples": len(splits["held_out"].total), "draws": splits["held_out"].draws}
-        numbers["decoder"] = (
-            f"the network’s own probabilities of the {run.levels} levels"
-            if by_level
-            else f"a Gaussian around x̂₀ of variance σ²/α², cut into {run.levels} bins"
-        )
+        numbers["decoder"] = self.decoder
         numbers["gap"] = numbers["held_out"]["total"] - numbers["train"]["total"]
         error = math.hypot(*(numbers[split]["standard_error"] for split in ("held_out", "train")))
         numbers["overfits"] = bool(numbers["gap"] > 3 * error)  # False if an error is not known
-        numbers["curve"], pictures = figures.terms(splits, run.denoiser.process)
+        numbers["curve"], pictures = self.curve(splits)
         return numbers, pictures
-
-    # -- sweeps -------------------------------------------------------------------------------------------------------
-
-    def evaluations(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        settings = [k for k in EVALUATIONS if k <= self.longest]
-        while len(settings) > 4 and 32 * sum(settings) * self.cost > SHARES["evaluations"] * self.budget:
-            settings.pop()
-        n = self._count("evaluations", sum(settings), least=32)
-        sampling = self.run.recipe.sampling
-        fixed = (
-            sampling.solver["kind"] in ("auto", "tuned") and sampling.grid is None
-        )  # not a tuned table here and there
-        rule: dict[str, Any] = {"solver": Auto(tuned=False)} if fixed else {}
-        tries, counts = [], []
-        for steps in settings:
-            try:
-                counts.append(self.run.sampler(steps=steps, **rule).how["evaluations"])
-            except ValueError:  # fewer steps than the solver's order
-                continue
-            tries.append({"steps": steps, **rule})
-        found, pictures = self._sweep("evaluations", counts, tries, n, log=True)
-        return found | {"solver": "auto" if fixed else _words(sampling.solver)}, pictures
-
-    def solvers(self) -> tuple[dict[str, Any] | None, str | None]:
-        """What `kuosan compare` found, if it was of this step."""
-        try:
-            found = json.loads((self.run.folder / "compare.json").read_text("utf-8"))
-            picture = (self.run.folder / "compare.png").read_bytes()
-        except (FileNotFoundError, ValueError):
-            return None, None
-        return (found, figures.uri(picture, "png")) if found.get("step") == self.run.step else (None, None)
-
-    def temperature(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        lengths = [min(k, self.longest) for k in (100, 50, 20)]
-        fitting = [k for k in lengths if self._count("temperature", k * len(TEMPERATURES), least=1) >= 250]
-        steps = (fitting or lengths[-1:])[0]
-        n = self._count("temperature", steps * len(TEMPERATURES), least=32)
-        variance = self.run.recipe.sampling.solver.get("variance", "beta_tilde")
-        tries = [{"solver": Ancestral(variance=variance, temperature=value), "steps": steps} for value in TEMPERATURES]
-        found, pictures = self._sweep("temperature", TEMPERATURES, tries, n, log=False)
-        return found | {"evaluations": steps, "variance": variance}, pictures
-
-    def _sweep(
-        self, name: str, settings: Sequence[float], tries: Sequence[Mapping[str, Any]], n: int, log: bool
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Draw the same n seeds with each solver and number of steps, and measure each set."""
-        run, points, rows = self.run, [], []
-        n = n if self.yardstick.judge else _most_compared(run, n)
-        labels = run.labels_for(n)
-        progress = Progress(name)
-        for done, (setting, how) in enumerate(zip(settings, tries, strict=True), 1):
-            levels = run.sample(n, **how)
-            points.append({name: setting} | self.yardstick(levels, labels))
-            rows.append({"setting": setting, "images": self._pictures(levels[:12])})
-            progress(done, len(settings))
-        real = self.yardstick.of_real(points, n)
-        if labels is None:
-            real.pop("agreement", None)
-        for point in points:
-            point.pop("frechet_of_real", None)
-        numbers = {"samples": n, "points": points, "real": real}
-        label = {"evaluations": "network evaluations for each sample"}.get(name, name)
-        plots = [
-            figures.sweep_plot(panel, label, settings, points, real[panel.key], log) for panel in self.yardstick.panels
-        ]
-        return numbers, {"plots": plots, "rows": rows}
 
     # -- what the samples are near to ---------------------------------------------------------------------------------
 
     def neighbours(self) -> tuple[dict[str, Any], dict[str, Any]]:
         run = self.run
         train, held_out = run.data.train.levels, run.data.held_out.levels
-        ours = self.drawn[: _most_compared(run, len(self.drawn))]
-        real = held_out[: _most_compared(run, len(held_out))]
+        ours = self.drawn[: most_compared(run, len(self.drawn))]
+        real = held_out[: most_compared(run, len(held_out))]
         distance, index = nearest(ours, train, run.levels)
         of_real, _ = nearest(real, train, run.levels)
         limit = float(torch.quantile(of_real, 0.05))
@@ -375,7 +275,7 @@ class Measurements:
         for name, chosen in (("first", range(10)), ("nearest", distance.argsort()[:10].tolist())):
             numbers[name] = [{"seed": k, "train": int(index[k]), "distance": float(distance[k])} for k in chosen]
             chosen = list(chosen)
-            pairs[name] = list(zip(self._pictures(ours[chosen]), self._pictures(train[index[chosen]]), strict=True))
+            pairs[name] = list(zip(self.pictures_of(ours[chosen]), self.pictures_of(train[index[chosen]]), strict=True))
         return numbers, pairs | {"plot": figures.distances_plot(distance.numpy(), of_real.numpy())}
 
     # -- the rest -----------------------------------------------------------------------------------------------------
@@ -416,8 +316,3 @@ class Measurements:
             "seconds_per_evaluation": self.cost,
             "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         }
-
-
-def _words(table: Mapping[str, Any]) -> str:
-    """A solver's table in words: ddim, eta = 0.5."""
-    return ", ".join([str(table["kind"]), *(f"{k} = {v}" for k, v in table.items() if k != "kind")])

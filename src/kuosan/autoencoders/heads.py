@@ -1,0 +1,171 @@
+"""Networks that end in a law: a Gaussian, a normalising flow, or a decoder of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kuosan.decoders import DiscretisedGaussian, Levels
+from kuosan.gaussian import Gaussian, per_example
+from kuosan.networks.parts import check_size, zeroed
+
+
+class Perceptron(nn.Module):
+    """Residual blocks over a vector, which add nothing before they are trained.
+
+    Args:
+        size: numbers that come in.
+        outputs: numbers that go out.
+        width, depth: of the blocks.
+        dropout: in every block.
+    """
+
+    def __init__(self, size: int, outputs: int, width: int, depth: int, dropout: float = 0.0):
+        super().__init__()
+        check_size(width, depth)
+        self.enter = nn.Linear(size, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, width),
+                nn.SiLU(),
+                nn.Dropout(dropout),
+                zeroed(nn.Linear(width, width)),
+            )
+            for _ in range(depth)
+        )
+        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.leave(h)
+
+
+def gaussian(raw: Tensor) -> Gaussian:
+    """A Gaussian from twice as many numbers: means, and log-variances kept within +-8."""
+    mean, log_variance = raw.chunk(2, dim=1)
+    return Gaussian(mean, (8 * torch.tanh(log_variance / 8)).exp())
+
+
+class GaussianHead(nn.Module):
+    """N(mean, variance) with both from a network, each coordinate by itself."""
+
+    def __init__(self, size: int, outputs: int, width: int, depth: int, dropout: float = 0.0):
+        super().__init__()
+        self.network = Perceptron(size, 2 * outputs, width, depth, dropout)
+
+    def forward(self, given: Tensor) -> Gaussian:
+        return gaussian(self.network(given))
+
+
+class FlowLaw:
+    """A Gaussian bent by a transform: z = f(u), log q(z) = log N(u) - log |df/du|.
+
+    It remembers the log-density of its last draw: the way back, from z to u, takes as many passes through the network
+    as z has coordinates.
+    """
+
+    def __init__(self, base: Gaussian, transform: Any):
+        self.base, self.transform = base, transform
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        """Where the Gaussian's mean is bent to: the middle of the law, if not its mean."""
+        return self.transform(self.base.mean)
+
+    def sample(self, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        u = self.base.sample(noise, generator)
+        z, log_det = self.transform.call_and_ladj(u)
+        self._last = z, per_example(self.base.log_prob(u)) - log_det
+        return z
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z) of each example, (B,)."""
+        if self._last is not None and self._last[0] is z:
+            return self._last[1]
+        u, log_det = self.transform.inv.call_and_ladj(z)
+        return per_example(self.base.log_prob(u)) + log_det
+
+
+class FlowHead(nn.Module):
+    """The Gaussian of :class:`GaussianHead` bent by an inverse autoregressive flow (Kingma et al. 2016,
+    arXiv 1606.04934), whose layers, by zuko, are told what the Gaussian was made of.
+
+    Args:
+        transforms: how many autoregressive layers.
+        context: numbers that they are told.
+
+    Raises:
+        ImportError: zuko is not installed.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        outputs: int,
+        width: int,
+        depth: int,
+        dropout: float = 0.0,
+        transforms: int = 3,
+        context: int = 64,
+    ):
+        super().__init__()
+        try:
+            import zuko
+        except ImportError:
+            raise ImportError("a flow posterior needs zuko: pip install 'kuosan[likelihood]'") from None
+        self.outputs = outputs
+        self.network = Perceptron(size, 2 * outputs + context, width, depth, dropout)
+        self.flow = zuko.flows.MAF(outputs, context, transforms=transforms, hidden_features=(width, width)).transform
+        for layer in self.flow.transforms:  # begin as the identity
+            zeroed([part for part in layer.modules() if isinstance(part, nn.Linear)][-1])
+
+    def forward(self, given: Tensor) -> FlowLaw:
+        raw = self.network(given)
+        return FlowLaw(gaussian(raw[:, : 2 * self.outputs]), self.flow(raw[:, 2 * self.outputs :]))
+
+
+#: What q(z|...) may be.
+POSTERIORS: dict[str, Callable[..., nn.Module]] = {"gaussian": GaussianHead, "flow": FlowHead}
+
+
+class Decoder(nn.Module):
+    """p(x | z): the last network of an autoencoder.
+
+    Args:
+        kind: "levels", any law over the levels; "discretised", a Gaussian cut into their bins; "gaussian", a density.
+        size: numbers that come in.
+        shape: of one example.
+        levels: of the data.
+        width, depth, dropout: of the network.
+    """
+
+    def __init__(
+        self, kind: str, size: int, shape: Sequence[int], levels: int, width: int, depth: int, dropout: float = 0.0
+    ):
+        super().__init__()
+        if kind not in DECODERS:
+            raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {kind!r}")
+        self.kind, self.shape, self.levels = kind, tuple(shape), levels
+        dimensions = math.prod(self.shape)
+        self.network = Perceptron(size, dimensions * (levels if kind == "levels" else 2), width, depth, dropout)
+        self.register_buffer("values", torch.linspace(-1, 1, levels), persistent=False)
+
+    def forward(self, given: Tensor) -> Gaussian | DiscretisedGaussian | Levels:
+        raw = self.network(given)
+        if self.kind == "levels":
+            logits = raw.reshape(len(raw), *self.shape, self.levels)
+            return Levels(torch.log_softmax(logits.float(), -1), self.get_buffer("values"))
+        law = gaussian(raw)
+        mean, variance = (part.float().reshape(len(raw), *self.shape) for part in (law.mean, law.variance))
+        return Gaussian(mean, variance) if self.kind == "gaussian" else DiscretisedGaussian(mean, variance, self.levels)
+
+
+DECODERS = ("levels", "discretised", "gaussian")

@@ -1,0 +1,56 @@
+"""What an autoencoder is trained on: minus its bound, with the two remedies against layers that fall silent."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kuosan.chain import Chain
+from kuosan.objectives import TIMELESS, Objective, TimeSampler
+
+
+@dataclass(frozen=True)
+class Elbo(Objective):
+    r"""Minus one estimate of the bound, nats per dimension: -log p(x|z) + beta sum of max(KL of each layer, free_bits).
+
+    Args:
+        warmup: steps over which beta rises from 0 to 1 (Sonderby et al. 2016, arXiv 1602.02282, section 2.3).
+        free_bits: nats that each layer may use for nothing, of each example (Kingma et al. 2016, arXiv 1606.04934,
+            eq. 15, where it is the mean of a batch: that would depend on who shares it).
+    """
+
+    warmup: int = 0
+    free_bits: float = 0.0
+    times: TimeSampler = TIMELESS
+
+    def __post_init__(self):
+        if self.warmup < 0 or not self.free_bits >= 0:
+            raise ValueError(f"warmup and free_bits are never negative, got {self.warmup} and {self.free_bits}")
+
+    def noise_shape(self, model: Chain, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the standard-normal numbers that one example takes: those of z_1, ..., z_T."""
+        return (sum(math.prod(one) for one in model.model.shapes[1:]),)
+
+    def __call__(
+        self,
+        model: Chain,
+        x_0: Tensor,
+        condition: object = None,
+        *,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        step: int | None = None,
+    ) -> Tensor:
+        if noise is None:
+            noise = torch.randn(len(x_0), *self.noise_shape(model, ()), generator=generator).to(x_0)
+        shapes = model.model.shapes[1:]
+        parts = noise.split([math.prod(shape) for shape in shapes], dim=1)
+        latent_noise = [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+        decoding, *divergences = model.costs(model.path(x_0, condition, noise=latent_noise))
+        beta = 1.0 if step is None or not self.warmup else min(1.0, (step + 1) / self.warmup)
+        total = decoding + beta * sum(one.clamp_min(self.free_bits) for one in divergences)
+        return total / x_0[0].numel()

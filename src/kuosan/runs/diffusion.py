@@ -1,0 +1,236 @@
+"""The run of a diffusion model: its samplers and tuned tables, its optimal variance, its chain of K steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kuosan.bound import Likelihood
+from kuosan.build import make_solver
+from kuosan.denoiser import Denoiser
+from kuosan.dequantisation import data_bound
+from kuosan.diffusion import DiffusionChain
+from kuosan.fetch import to_stderr
+from kuosan.image import data as image_data
+from kuosan.image.data import to_levels, to_pixels
+from kuosan.optimal import measure, weights_fingerprint
+from kuosan.process import Grid
+from kuosan.progress import Progress
+from kuosan.recipe import Recipe, RecipeError
+from kuosan.runs.run import Run, RunError, device
+from kuosan.sampler import Sampler, Settings, TunedTables, sampler
+from kuosan.solvers import Solver, Tuned, UniformTime, sample, sample_batches, tune
+from kuosan.solvers.noise import measured
+from kuosan.trajectory import trajectory
+from kuosan.variance import MEASURED, Choice, OptimalVariance, VarianceError
+
+
+def unmeasured_solver(recipe: Recipe) -> Solver:
+    """The recipe's solver; a variance that is measured of the trained model is beta-tilde until then."""
+    kind = recipe.sampling.solver
+    solver = make_solver({"kind": "auto"} if kind.get("kind") == "tuned" else kind)
+    return measured(solver, lambda name: "beta_tilde")
+
+
+class DiffusionRun(Run):
+    """A trained (or half-trained) diffusion model."""
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The model with its averaged weights, ready to use."""
+        return self.model
+
+    # -- the optimal reverse variance ---------------------------------------------------------------------------------
+
+    @cached_property
+    def optimal_variance(self) -> OptimalVariance:
+        """The best reverse variance that does not depend on x_t, for each coordinate; ``.scalar`` for all of them.
+
+        Measured once, on training data and without guidance, and kept in variance.safetensors; measured again if the
+        weights are others.
+        """
+        path, denoiser = self.folder / "variance.safetensors", self.denoiser
+        if path.is_file():
+            try:
+                kept = OptimalVariance.load(path, denoiser.process)
+            except VarianceError as error:
+                to_stderr(f"{error}; measuring again")
+            else:
+                if kept.fingerprint == weights_fingerprint(denoiser):
+                    return kept
+                to_stderr(f"{path} was measured of other weights; measuring again")
+        data = self.data.train
+        x_0 = to_pixels(data.levels, self.levels).to(device())
+        condition = data.labels.to(device()) if self.conditional and data.labels is not None else None
+        draws = 2048 if x_0[0].numel() <= 256 else 512  # the mean over many coordinates needs fewer
+        found = measure(denoiser, x_0, condition, draws=draws, progress=Progress("optimal variance: times"))
+        found.save(path)
+        return found
+
+    def variance(self, choice: Choice) -> Choice:
+        """A choice of reverse variance; what has to be measured, "optimal" or "optimal_per_dimension", measured."""
+        if not isinstance(choice, str) or choice not in MEASURED:
+            return choice
+        return self.optimal_variance.scalar if choice == "optimal" else self.optimal_variance
+
+    def trajectory(self, steps: int, variance: str = "optimal") -> Grid:
+        """The best times for so many steps, by the bound: :func:`kuosan.trajectory.trajectory`.
+
+        Args:
+            variance: of the chain: "optimal", "optimal_per_dimension", "beta" or "beta_tilde".
+        """
+        optimal = self.optimal_variance if variance == "optimal_per_dimension" else self.optimal_variance.scalar
+        rule = "optimal" if variance in MEASURED else variance
+        return trajectory(self.denoiser.process, optimal, steps, variance=rule)
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    @property
+    def tuned(self) -> TunedTables:
+        """The tables that were tuned to this run."""
+        return TunedTables(self.folder)
+
+    def sampler(self, **settings: Any) -> Sampler:
+        """The model, table and all else that sampling takes; what is not given is the recipe's.
+
+        Args:
+            settings: keys of the recipe's section ``sampling``; solver, grid and corrector may be objects too. The
+                solver {"kind": "tuned"} is the table that `kuosan tune` made; the grid {"kind": "trajectory"} is that
+                of the best bound. Beside them: weak, another run or its folder, that guidance leads away from; known,
+                a picture or its pixels (C, H, W) in [-1, 1], and mask, bool and True where it is held, or a picture
+                that is white where it is drawn anew; corrections, of inpainting.
+
+        Raises:
+            ValueError: an unknown setting or an impossible value.
+        """
+        grid = settings.get("grid") or (None if settings.get("solver") else self.recipe.sampling.grid)
+        if isinstance(grid, Mapping) and grid.get("kind") == "trajectory":
+            if len(grid) > 1:
+                raise RecipeError(f"sampling.grid: trajectory has no settings, got {', '.join(grid.keys() - {'kind'})}")
+            settings["grid"] = self.trajectory(settings.get("steps") or self.recipe.sampling.steps)
+        chosen = self._settings(settings)
+        if chosen.solver is not None:
+            chosen = dataclasses.replace(chosen, solver=measured(chosen.solver, self.variance))
+        found = sampler(chosen, self.denoiser, self.conditional, self.tuned, to_stderr)
+        for name in ("weak", "known", "mask"):  # of files and folders, the names too
+            given = settings.get(name)
+            if isinstance(given, Run | str | Path):
+                found.how[name] = str(given.folder if isinstance(given, Run) else given)
+        return found
+
+    def _settings(self, given: Mapping[str, Any]) -> Settings:
+        """The recipe's settings with those given, other runs loaded and pictures read."""
+        found = dict(given)
+        if weak := given.get("weak"):
+            other = weak if isinstance(weak, DiffusionRun) else DiffusionRun.open(weak)
+            if other.shape != self.shape:
+                raise RunError(f"{other.folder} makes samples of shape {other.shape}, {self.folder} of {self.shape}")
+            if self.conditional and (not other.conditional or other.classes != self.classes):
+                raise RunError(f"{other.folder} was not trained with the classes of {self.folder}")
+            found["weak"] = other.denoiser
+        if isinstance(known := given.get("known"), str | Path):
+            found["known"] = image_data.read_picture(known, self.shape, self.levels)
+        if isinstance(mask := given.get("mask"), str | Path):
+            white = image_data.read_picture(mask, (1, *self.shape[1:]), 2)
+            found["mask"] = (white < 0).expand(self.shape)
+        return Settings.of(self.recipe.sampling, **found)
+
+    def tune(self, steps: int, *, settings: Mapping[str, Any] | None = None, **how: Any) -> tuple[Tuned, Path]:
+        """Fit a table of so many evaluations to this run and keep it: :func:`kuosan.solvers.tune`.
+
+        Args:
+            settings: of sampling, such as guidance, that the table is for; default the recipe's.
+            how: pairs, iterations, batch_size, learning_rate, fine, seed, progress.
+        """
+        chosen = self._settings(dict(settings or {}) | {"steps": steps})
+        if chosen.known is not None:
+            raise ValueError("a table is tuned without anything held: drop known and mask")
+        found = tune(
+            chosen.model(self.denoiser, self.conditional),
+            self.shape,
+            steps,
+            labels=self.labels_for,
+            transform=chosen.transform,
+            device=device(),
+            **how,
+        )
+        return found, self.tuned.save(found, steps, self.tuned.fingerprint(self.denoiser, chosen))
+
+    def batches(
+        self, sampler: Sampler, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int = 256
+    ) -> Iterator[Tensor]:
+        """The samples of :meth:`sample` batch by batch, as they are done."""
+        for pixels in sample_batches(
+            sampler.model,
+            self.shape,
+            sampler.table,
+            seeds=seeds,
+            condition=self.labels_for(len(seeds)) if labels is None else labels,
+            transform=sampler.transform,
+            corrector=sampler.corrector,
+            batch_size=batch_size,
+            device=device(),
+        ):
+            yield to_levels(pixels, self.levels)
+
+    def check(self, model: Denoiser) -> None:
+        sampling = self.recipe.sampling
+        fixed = {} if (sampling.grid or {}).get("kind") != "trajectory" else {"grid": UniformTime()}
+        settings = Settings.of(sampling, **fixed)
+        settings.model(model, self.conditional)
+        unmeasured_solver(self.recipe).table(model.process, settings.grid, steps=sampling.steps)
+        model.process.grid(self.recipe.evaluation.bound_steps)
+
+    def draw_while_training(self, model: Denoiser, seeds: Sequence[int]) -> Tensor:
+        return sample(
+            model,
+            self.shape,
+            seeds=seeds,
+            table=unmeasured_solver(self.recipe).table(model.process, steps=min(20, self.recipe.sampling.steps)),
+            condition=self.labels_for(len(seeds)),
+            transform=Settings.of(self.recipe.sampling, grid=UniformTime()).transform,
+            device=device(),
+        )
+
+    # -- measuring ----------------------------------------------------------------------------------------------------
+
+    def chain(  # type: ignore[override]
+        self,
+        *,
+        variance: Choice | None = None,
+        steps: int | None = None,
+        grid: Grid | None = None,
+        on_trajectory: bool = False,
+    ) -> tuple[DiffusionChain, dict[str, Any]]:
+        """The chain of K steps whose bound is this model's.
+
+        Args:
+            variance: of the reverse steps, such as "optimal"; default the recipe's.
+            steps: K; default the recipe's.
+            grid: the noisy times, in the place of ``steps``.
+            on_trajectory: on the best K times instead of evenly spread ones.
+        """
+        section = self.recipe.evaluation
+        choice = section.variance if variance is None else variance
+        if on_trajectory:
+            searched = choice if choice in ("beta", "beta_tilde", "optimal_per_dimension") else "optimal"
+            grid = self.trajectory(section.bound_steps if steps is None else steps, str(searched))
+        if grid is None:
+            grid = self.denoiser.process.grid(section.bound_steps if steps is None else steps)
+        chain = DiffusionChain(self.denoiser, grid=grid, variance=self.variance(choice))
+        name = choice if isinstance(choice, str) else repr(choice)
+        return chain, {"steps": len(grid), "grid": "best trajectory" if on_trajectory else "even", "variance": name}
+
+    def by_ode(self, x: Tensor, condition: Tensor | None, draws: int) -> Likelihood:
+        """One Hutchinson probe for each draw, and x_start drawn from the process (:mod:`kuosan.dequantisation`)."""
+        progress = Progress("ODE: states")
+        how: dict[str, Any] = {"divergence": "rademacher", "batch_size": 1024, "progress": progress}
+        return data_bound(self.denoiser, x, condition, draws=draws, **how)
+
+    def elbo_settings(self) -> dict[str, Any]:
+        return {"terms": self.recipe.evaluation.terms, "draws": self.recipe.evaluation.draws}

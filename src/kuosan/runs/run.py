@@ -1,0 +1,452 @@
+"""A run: a folder that explains itself. What every kind of model has in common: its data, judge, samples and bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from kuosan import recipe as recipes
+from kuosan.bound import Bound, Likelihood
+from kuosan.build import make_model
+from kuosan.chain import Chain
+from kuosan.fetch import to_stderr
+from kuosan.image import data as image_data
+from kuosan.image.data import ImageData, to_levels, to_pixels
+from kuosan.image.judge import Judge
+from kuosan.image.pictures import good_scale, save_png, sheet
+from kuosan.plain import plain
+from kuosan.progress import Progress
+from kuosan.recipe import Recipe, RecipeError
+from kuosan.seeds import stream
+from kuosan.training.checkpoint import CheckpointStore
+from kuosan.training.ema import load_parameters
+
+#: Of log P(x).
+MEASURES = ("bound", "importance", "ode")
+SPLITS = ("held_out", "train")
+
+
+class RunError(ValueError):
+    """A folder that is not a run, or a run that cannot do what was asked."""
+
+
+def read_data(recipe: Recipe) -> ImageData:
+    """The data of a recipe, fetched or read."""
+    section = recipe.data
+    if section.folder is not None:
+        assert section.size is not None
+        data = image_data.folder(Path(section.folder).expanduser(), section.size, section.channels, section.held_out)
+    elif section.name in image_data.NAMED:
+        data = image_data.NAMED[section.name]()
+    else:
+        raise RecipeError(f"data.name: must be one of {', '.join(image_data.NAMED)}, got {section.name!r}")
+    if section.conditional and data.classes is None:
+        raise RecipeError(
+            f"data.conditional: {data.name} has no classes; make a sub-folder for each, or set it to false"
+        )
+    return data
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def write(path: Path, text: str) -> None:
+    """The whole file or nothing of it."""
+    aside = path.with_suffix(".new")
+    aside.write_text(text, "utf-8")
+    aside.replace(path)
+
+
+def write_examples(path: Path, names: Sequence[str], found: Mapping[str, Bound | Likelihood]) -> None:
+    """One line for each example: its name, and of each measure the nats, their noise, and bits per dimension."""
+    columns = ["example", *(f"{m}_{what}" for m in found for what in ("nats", "error", "bits_per_dim"))]
+    lines = [",".join(columns)]
+    for i, name in enumerate(names):
+        quoted = '"' + name.replace('"', '""') + '"' if set(name) & set(',"') else name
+        values = [
+            number
+            for one in found.values()
+            for number in (
+                float(one.nats[i]),
+                float(one.example_error[i]),
+                float(-one.nats[i] / (math.log(2) * one.dimensions)),
+            )
+        ]
+        lines.append(",".join([quoted, *(f"{value:.8g}" for value in values)]))
+    write(path, "\n".join(lines) + "\n")
+
+
+class Sampling(Protocol):
+    """A model made ready to be sampled in one way."""
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The way in words and numbers, for records."""
+        ...
+
+
+class Run(ABC):
+    """A trained (or half-trained) model with everything that is needed to use it; made by :func:`kuosan.load`."""
+
+    #: Whether it is of an autoencoder.
+    autoencoding = False
+
+    def __init__(self, folder: Path, recipe: Recipe, info: dict[str, Any]):
+        self.folder, self.recipe, self.info = folder, recipe, info
+        self.store = CheckpointStore(folder / "checkpoints", recipe.fingerprint())
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """The run of a folder, of the kind that this class is of.
+
+        Raises:
+            RunError: the folder is not a run.
+        """
+        folder = Path(folder)
+        for name in ("recipe.toml", "run.json"):
+            if not (folder / name).is_file():
+                what = "there is no such folder" if not folder.is_dir() else f"it has no {name}"
+                raise RunError(f"{folder} is not a run: {what}. `kuosan train` makes one")
+        try:
+            info = json.loads((folder / "run.json").read_text("utf-8"))
+            missing = {"shape", "levels", "classes", "data", "parameters", "seed", "versions"} - info.keys()
+        except (ValueError, AttributeError) as error:
+            raise RunError(f"{folder / 'run.json'} is damaged: {error}") from None
+        if missing:
+            raise RunError(f"{folder / 'run.json'} is damaged: it lacks {', '.join(sorted(missing))}")
+        recipe = recipes.read(folder / "recipe.toml")
+        if (recipe.autoencoder is not None) != cls.autoencoding:
+            what = "a diffusion model" if cls.autoencoding else "an autoencoder"
+            raise RunError(f"{folder} is the run of {what}, which has no such thing")
+        return cls(folder, recipe, info)
+
+    # -- what it holds ------------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.info["shape"])
+
+    @property
+    def levels(self) -> int:
+        return self.info["levels"]
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return tuple(self.info["classes"]) if self.info["classes"] else None
+
+    @property
+    def conditional(self) -> bool:
+        return self.recipe.data.conditional
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The data that it was trained on, read again."""
+        return read_data(self.recipe)
+
+    @cached_property
+    def _judged_by(self) -> tuple[Judge | None, str]:
+        kept = self.folder / "judge"
+        if kept.is_dir():
+            return Judge.load(kept), ""
+        if self.classes is None:
+            return None, "the images have no classes, and the judge is a classifier"
+        try:
+            to_stderr("training the judge of real images ...")
+            judge = Judge.train(self.data)
+        except (ValueError, ImportError) as error:  # a class of too few images; scikit-learn not installed
+            return None, str(error)
+        judge.save(kept)
+        return judge, ""
+
+    @property
+    def judge(self) -> Judge | None:
+        """The classifier of real images that judges samples; None where there cannot be one."""
+        return self._judged_by[0]
+
+    @property
+    def why_no_judge(self) -> str:
+        """Why there is no judge, in words; empty if there is one."""
+        return self._judged_by[1]
+
+    @cached_property
+    def _trained(self) -> tuple[nn.Module, int, float]:
+        checkpoint = self.store.load(groups=("weights", "ema"))
+        if checkpoint is None:
+            raise RunError(f"{self.folder} has no checkpoint yet: `kuosan train` goes on where it stopped")
+        model = make_model(self.recipe, self.shape, self.levels, len(self.classes or ()))
+        model.load_state_dict(checkpoint.tensors["weights"])
+        load_parameters(model, checkpoint.tensors["ema"])
+        model.eval().to(device())
+        for p in model.parameters():
+            p.requires_grad_(False)
+        return model, checkpoint.step, checkpoint.state["seconds"]
+
+    @property
+    def model(self) -> Any:
+        """The model with its averaged weights, ready to use."""
+        return self._trained[0]
+
+    @property
+    def step(self) -> int:
+        """How many training steps its weights have had."""
+        return self._trained[1]
+
+    @property
+    def seconds(self) -> float:
+        """How long it was trained, in seconds."""
+        return self._trained[2]
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    def class_of(self, name: str | int) -> int:
+        """The index of a class by name or number.
+
+        Raises:
+            RunError: there is none such, or the model is unconditional.
+        """
+        if not self.conditional or self.classes is None:
+            raise RunError(f"{self.folder} was trained without classes: none can be asked for")
+        if str(name) in self.classes:
+            return self.classes.index(str(name))
+        raise RunError(f"there is no class {name!r}; there are {', '.join(self.classes)}")
+
+    def labels_for(self, n: int) -> Tensor | None:
+        """Classes in turn for n samples; None for an unconditional model."""
+        return torch.arange(n) % len(self.classes) if self.conditional and self.classes else None
+
+    @abstractmethod
+    def sampler(self, **settings: Any) -> Sampling:
+        """The model with all else that sampling takes; what is not given is the recipe's."""
+
+    @abstractmethod
+    def batches(
+        self, sampler: Any, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int = 256
+    ) -> Iterator[Tensor]:
+        """The samples of :meth:`sample` batch by batch, as they are done."""
+
+    @abstractmethod
+    def check(self, model: Any) -> None:
+        """Refuses, before training, what sampling and measuring will not be able to do."""
+
+    @abstractmethod
+    def draw_while_training(self, model: Any, seeds: Sequence[int]) -> Tensor:
+        """Samples of a model in training, as pixels, cheaply."""
+
+    def sheet_while_training(self, model: nn.Module, step: int) -> None:
+        """64 samples of a model in training, as samples/step-....png; always the same seeds."""
+        columns = len(self.classes) if self.conditional and self.classes else 8
+        n = columns * (8 if columns <= 16 else 2)
+        pixels = self.draw_while_training(model, range(n))
+        picture = sheet(to_levels(pixels, self.levels), self.levels, columns, good_scale(self.shape))
+        notes = {"seeds": f"0-{n - 1}", "step": step}
+        save_png(picture, self.folder / "samples" / f"step-{step:08d}.png", notes)
+
+    def sample(
+        self,
+        count: int | None = None,
+        *,
+        seeds: Iterable[int] | None = None,
+        labels: Tensor | None = None,
+        batch_size: int = 256,
+        progress: Callable[[int, int], None] | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Samples as levels, uint8 (N, C, H, W); number k depends on seed k and label k only.
+
+        Args:
+            count: how many; by default as many as there are seeds.
+            seeds: default 0, 1, 2, ...
+            labels: class of each, (N,); by default all classes in turn.
+            batch_size: samples at once.
+            progress: called with (done, all) after each batch.
+            settings: solver, steps, grid, guidance, ...: of :meth:`sampler`.
+
+        Raises:
+            ValueError: no samples, a count and seeds that differ, repeated seeds, an impossible setting.
+        """
+        if count is not None and count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        if seeds is None and count is None:
+            raise ValueError("give count, or seeds")
+        seeds = list(range(count or 0) if seeds is None else seeds)
+        if count is not None and count != len(seeds):
+            raise ValueError(f"count is {count}, but there are {len(seeds)} seeds: one for each sample")
+        done, batches = 0, []
+        for batch in self.batches(self.sampler(**settings), seeds, labels, batch_size):
+            batches.append(batch)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(seeds))
+        return torch.cat(batches)
+
+    # -- measuring ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def chain(self, **settings: Any) -> tuple[Chain, dict[str, Any]]:
+        """The model as a ladder, and in words how; settings of its own kind that are None are the recipe's."""
+
+    def examples(self, split: str = "held_out", most: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Pixels and classes of at most so many examples of a split, "held_out" or "train"; always the same ones."""
+        part = getattr(self.data, split)
+        n = min(len(part), self.recipe.evaluation.examples if most is None else most)
+        chosen = torch.randperm(len(part), generator=stream("evaluation"))[:n] if n < len(part) else torch.arange(n)
+        condition = part.labels[chosen].to(device()) if self.conditional else None
+        return to_pixels(part.levels[chosen], self.levels).to(device()), condition
+
+    def bound(self, split: str = "held_out", examples: int | None = None, **settings: Any) -> Bound:
+        """The bound on a split, "held_out" or "train", with the recipe's settings unless given.
+
+        Args:
+            settings: of :meth:`chain` and of :meth:`kuosan.Chain.elbo`.
+        """
+        of_elbo = ("estimator", "terms", "analytic", "draws", "seed", "batch_size", "progress")
+        how = {name: settings.pop(name) for name in of_elbo if settings.get(name) is not None}
+        chain, _ = self.chain(**settings)
+        return chain.elbo(*self.examples(split, examples), **self.elbo_settings() | how)
+
+    @abstractmethod
+    def elbo_settings(self) -> dict[str, Any]:
+        """How the recipe wants the bound to be estimated."""
+
+    def by_ode(self, x: Tensor, condition: Tensor | None, draws: int) -> Likelihood:
+        """A bound on log P(x) by the probability-flow ODE."""
+        raise RunError(f"{self.folder} has no probability-flow ODE: it is no diffusion model")
+
+    def likelihoods(
+        self,
+        x: Tensor,
+        condition: Tensor | None,
+        measures: Iterable[str],
+        *,
+        importance: int = 64,
+        draws: int | None = None,
+        **settings: Any,
+    ) -> dict[str, Bound | Likelihood]:
+        """Each measure of log P(x): "bound", "importance" (weighted, of so many paths), "ode".
+
+        Args:
+            draws: repeats of the bound and of the ODE's; default the recipe's, and 1.
+            settings: of :meth:`chain`.
+        """
+        chain, _ = self.chain(**settings)
+        more = {} if draws is None else {"draws": draws}
+        found: dict[str, Bound | Likelihood] = {}
+        for name in measures:
+            if name == "bound":
+                progress = Progress("bound: terms")
+                found[name] = chain.elbo(x, condition, **self.elbo_settings() | more, progress=progress)
+            elif name == "importance":
+                progress = Progress("importance: paths")
+                found[name] = chain.importance_weighted(x, condition, samples=importance, progress=progress)
+            elif name == "ode":
+                found[name] = self.by_ode(x, condition, draws or 1)
+            else:
+                raise ValueError(f"a measure is one of {', '.join(MEASURES)}, got {name!r}")
+        return found
+
+    def evaluate(
+        self,
+        measures: Sequence[str] = ("bound",),
+        *,
+        quality: bool = True,
+        split: str = "held_out",
+        files: Sequence[str | Path] | None = None,
+        examples: int | None = None,
+        importance: int = 64,
+        draws: int | None = None,
+        guidance: float | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Measures of log P(x), in bits per dimension and for each example, and the quality of samples.
+
+        Written to evaluation.json (of held-out data) and evaluation.csv, or to files named after the split or "files".
+
+        Args:
+            measures: of "bound", "importance" and "ode".
+            quality: of samples, by the judge, too.
+            split: "held_out" or "train".
+            files: pictures, or folders of them, in the place of a split.
+            examples: at most so many of a split; default the recipe's.
+            importance, draws, settings: of :meth:`likelihoods`. Guidance, solvers and tables have no part in it: the
+                likelihood is the model's, not a sampler's.
+            guidance: of the samples; default the recipe's.
+
+        Returns:
+            A dictionary for JSON: ``likelihoods``, each measure by name, ``bits_per_dim``, which is the bound with each
+            of its terms, ``quality`` (None for data without classes), ``examples``, the file with one line for each.
+        """
+        asked = {} if guidance is None else {"guidance": guidance}
+        self.sampler(**asked)  # says now what is wrong with the weight, not after the bound
+        names: list[str]
+        if files is None:
+            if split not in SPLITS:
+                raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+            x, condition = self.examples(split, examples)
+            names, where = [str(i) for i in range(len(x))], split
+        else:
+            names, x = image_data.read_pictures(files, self.shape, self.levels)
+            x, condition, where = x.to(device()), None, "files"
+        found = self.likelihoods(x, condition, measures, importance=importance, draws=draws, **settings)
+        path = self.folder / f"evaluation{'' if where == 'held_out' else '-' + where}.json"
+        result: dict[str, Any] = self._kept(path) if where == "held_out" else {}
+        result |= {"run": str(self.folder), "step": self.step, "split": where, "scored": len(x)}
+        result["likelihoods"] = dict(result.get("likelihoods", {})) | {
+            name: self._in_bits(name, value, settings) for name, value in found.items()
+        }
+        if "bound" in found:
+            bound = found["bound"]
+            assert isinstance(bound, Bound)
+            result["bits_per_dim"] = dataclasses.asdict(bound.bits_per_dim()) | result["likelihoods"]["bound"]
+        if quality:
+            result["quality"] = self.quality(self.recipe.evaluation.samples, **asked)
+        result["examples"] = str(path.with_suffix(".csv"))
+        write_examples(path.with_suffix(".csv"), names, found)
+        result = plain(result)
+        write(path, json.dumps(result, indent=2, ensure_ascii=False))
+        return result
+
+    def _kept(self, path: Path) -> dict[str, Any]:
+        """What was measured of these weights before; nothing if they are others."""
+        try:
+            kept = json.loads(path.read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return kept if kept.get("step") == self.step and "likelihoods" in kept else {}
+
+    def _in_bits(self, name: str, value: Bound | Likelihood, settings: Mapping[str, Any]) -> dict[str, Any]:
+        _, how = self.chain(**settings) if name != "ode" else (None, {})
+        if isinstance(value, Bound):
+            bits = value.bits_per_dim()
+            total, error, monte_carlo = bits.total, bits.standard_error, bits.monte_carlo_error
+            quantity = f"discrete bound on log2 P(x) over {self.levels} levels, per dimension"
+            how = how | {"terms": self.elbo_settings().get("terms", "shared"), "draws": value.draws}
+        else:
+            total, error, monte_carlo = value.bits_per_dim, value.standard_error, value.monte_carlo_error
+            quantity = value.quantity
+        return how | {
+            "total": total,
+            "standard_error": error,
+            "monte_carlo_error": monte_carlo,
+            "quantity": quantity,
+            "examples": len(value.nats),
+            "evaluations_per_example": value.evaluations,
+        }
+
+    def quality(self, n: int, **settings: Any) -> Mapping[str, Any] | None:
+        """What the judge says of n samples (seeds 0 to n - 1), beside what it says of real held-out images."""
+        if self.judge is None:
+            return None
+        levels = self.sample(n, progress=Progress("samples"), **settings)
+        judged = dataclasses.asdict(self.judge.quality(levels, self.labels_for(n)))
+        judged["guidance"] = settings.get("guidance", self.recipe.sampling.guidance)
+        return judged | {"held_out": dataclasses.asdict(self.judge.reference)}
