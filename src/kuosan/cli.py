@@ -237,8 +237,8 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for name in measures or ("bound",):
         one = result["likelihoods"][name]
         lines.append(
-            f"{_measure_in_words(name, one):32s}{one['total']:>9.4f}{one['standard_error']:>9.4f}"
-            f"{one['monte_carlo_error']:>10.4f}{one['evaluations_per_example']:>14,.0f}"
+            f"{_measure_in_words(name, one):32s}{one['total']:>9.4f}{_known(one['standard_error']):>9s}"
+            f"{_known(one['monte_carlo_error']):>10s}{one['evaluations_per_example']:>14,.0f}"
         )
         if name == "bound":
             bits = result["bits_per_dim"]
@@ -273,6 +273,10 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         lines += ["", f"no judge of quality: {run.why_no_judge}"]
     lines += ["", f"each image: {result['examples']}", result["examples"].removesuffix("csv") + "json"]
     return result, "\n".join(lines)
+
+
+def _known(error: float | None) -> str:
+    return "-" if error is None else f"{error:.4f}"
 
 
 def _measure_in_words(name: str, found: dict[str, Any]) -> str:
