@@ -14,6 +14,7 @@ from kuosan.autoencoders import AUTOENCODERS
 from kuosan.autoencoders.objective import Elbo
 from kuosan.chain import Chain
 from kuosan.denoiser import EDM, Denoiser
+from kuosan.learned import Continuous, LearnedSchedule
 from kuosan.networks import NETWORKS, Energy
 from kuosan.objectives import Objective
 from kuosan.process import Process
@@ -28,6 +29,7 @@ SCHEDULES: dict[str, Callable] = {
     "sub_vp": schedules.SubVP,
     "flow": schedules.RectifiedFlow,
     "ddpm": schedules.linear_beta_table,
+    "learned": LearnedSchedule,
 }
 OBJECTIVES: dict[str, Callable] = {
     "simple": objectives.Simple,
@@ -35,6 +37,7 @@ OBJECTIVES: dict[str, Callable] = {
     "cross_entropy": objectives.CrossEntropy,
     "bound": objectives.Bound,
     "hybrid": objectives.Hybrid,
+    "continuous": Continuous,
     "elbo": Elbo,
 }
 WEIGHTINGS: dict[str, Callable] = {

@@ -127,6 +127,8 @@ class Denoiser(nn.Module):
             raise ValueError(f"discrete data has at least 2 levels, got {levels}")
         self.network, self.process, self.predicts = network, process, predicts
         self.preconditioning, self.levels, self.learned_variance = preconditioning, levels, learned_variance
+        if isinstance(process.schedule, nn.Module):  # a learned schedule is trained, kept and moved with the network
+            self.schedule = process.schedule
         # in a list, so that it is not registered twice: looking for it at every call would cost more than a small sum
         self._first_parameter = [next((p for p in network.parameters() if p.is_floating_point()), None)]
         self._labels: dict[float, Tensor] = {}

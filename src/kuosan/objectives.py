@@ -287,7 +287,8 @@ class Objective(ABC):
     ) -> Tensor: ...
 
 
-def _draw(times, process, x_0, t, noise, generator) -> tuple[Tensor, Tensor, Tensor | None]:
+def draw(times, process, x_0, t, noise, generator) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(t, noise, weight or None): those that are given, or drawn."""
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     weight = None
@@ -326,7 +327,7 @@ class Weighted(Objective):
     times: TimeSampler = Stratified()
 
     def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None, step=None):
-        t, noise, weight = _draw(self.times, denoiser.process, x_0, t, noise, generator)
+        t, noise, weight = draw(self.times, denoiser.process, x_0, t, noise, generator)
         prediction = denoiser(denoiser.process.marginal(x_0, t).sample(noise), t, condition)
         return _weighted(squared_error(prediction, x_0, noise, self.weighting), weight)
 
@@ -357,7 +358,7 @@ class CrossEntropy(Objective):
     def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None, step=None):
         if denoiser.predicts != "levels":
             raise ValueError('cross-entropy needs a denoiser with predicts="levels"')
-        t, noise, weight = _draw(self.times, denoiser.process, x_0, t, noise, generator)
+        t, noise, weight = draw(self.times, denoiser.process, x_0, t, noise, generator)
         prediction = denoiser(denoiser.process.marginal(x_0, t).sample(noise), t, condition)
         return _weighted(-per_example(decoder(denoiser, prediction).log_prob(x_0)) / x_0[0].numel(), weight)
 
@@ -384,7 +385,7 @@ class Bound(Objective):
         check_variance(self.variance)
 
     def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None, step=None):
-        t, noise, weight = _draw(self.times, denoiser.process, x_0, t, noise, generator)
+        t, noise, weight = draw(self.times, denoiser.process, x_0, t, noise, generator)
         cost, _ = _drawn_step(
             DiffusionChain(denoiser, steps=self.steps, variance=self.variance), x_0, condition, t, noise
         )
@@ -433,7 +434,7 @@ class Hybrid(Objective):
     def __call__(self, denoiser, x_0, condition=None, *, t=None, noise=None, generator=None, step=None):
         if not denoiser.learned_variance:
             raise ValueError("the hybrid objective learns a variance: make the denoiser with learned_variance=True")
-        t, noise, importance = _draw(self.times, denoiser.process, x_0, t, noise, generator)
+        t, noise, importance = draw(self.times, denoiser.process, x_0, t, noise, generator)
         chain = DiffusionChain(denoiser, steps=self.steps, variance="learned")
         bound, simple = _drawn_step(chain, x_0, condition, t, noise, mean=False)
         return _weighted(simple + self.weight * bound, importance)
