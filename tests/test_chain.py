@@ -841,11 +841,13 @@ def test_training_on_the_estimate_finds_the_posterior():
     table = [nn.Parameter(f64([0.0, value])) for value in (0.1, 0.0, 0.0)]
     x = f64(np.linspace(-2, 2, 64)[:, None])
     adam = torch.optim.Adam(table, lr=0.03)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 400)
     for step in range(400):
         chain = Chain(Line(table[0], table[1], table[2].exp()), case.chain.model)
         adam.zero_grad()
         (-chain.estimate(x, generator=dice(step)).mean()).backward()
         adam.step()
+        decay.step()
     (weight,), (shift,), (variance,) = case.q[1].weights[0][0], case.q[1].shift, case.q[1].variance
     found = [float(part.detach()[1]) for part in (table[0], table[1], table[2].exp())]
     assert found == pytest.approx([weight, shift, variance], abs=0.03)

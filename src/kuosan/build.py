@@ -14,6 +14,7 @@ from kuosan.autoencoders import AUTOENCODERS
 from kuosan.autoencoders.objective import Elbo
 from kuosan.chain import Chain
 from kuosan.denoiser import EDM, Denoiser
+from kuosan.diffusion import DiffusionChain
 from kuosan.learned import Continuous, LearnedSchedule
 from kuosan.networks import NETWORKS, Energy
 from kuosan.objectives import Objective
@@ -57,8 +58,10 @@ TIMES: dict[str, Callable] = {
 }
 #: Parameters that are themselves a table with a kind.
 NESTED: dict[str, Mapping[str, Callable]] = {"weighting": WEIGHTINGS, "times": TIMES}
+#: Strata of the continuous bound of a prior over latents: the bound itself does not depend on them.
+LATENT_STEPS = 100
 #: What a network learns from the data instead of the recipe.
-FROM_DATA = ("shape", "classes", "outputs", "stack_last", "levels")
+FROM_DATA = ("shape", "classes", "outputs", "stack_last", "levels", "prior")
 #: The recipe's open sections and what their kinds are.
 SECTIONS: dict[str, Mapping[str, Callable]] = {
     "autoencoder": AUTOENCODERS,
@@ -163,7 +166,12 @@ def make_model(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: int
     """
     if recipe.autoencoder is None:
         return make_denoiser(recipe, shape, levels, classes)
-    return make(AUTOENCODERS, recipe.autoencoder, "autoencoder", shape=shape, levels=levels)
+    given: dict[str, Any] = {"shape": shape, "levels": levels}
+    if recipe.process is not None:
+        given["prior"] = lambda latent: DiffusionChain(
+            make_denoiser(recipe, latent, None, 0), steps=LATENT_STEPS, variance="beta", form="continuous"
+        )
+    return make(AUTOENCODERS, recipe.autoencoder, "autoencoder", **given)
 
 
 def make_objective(recipe: Recipe) -> Objective:
@@ -187,7 +195,7 @@ def make_corrector(table: Mapping[str, Any]) -> Corrector:
     return make(CORRECTORS, table, "sampling.corrector")
 
 
-def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: int) -> Denoiser:
+def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int | None, classes: int) -> Denoiser:
     """The untrained denoiser of a recipe for examples of a shape, with so many levels and classes (0: none).
 
     Raises:
@@ -202,7 +210,7 @@ def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: 
         "network",
         shape=shape,
         classes=classes if recipe.data.conditional else 0,
-        outputs=levels if by_level else 1 + section.learned_variance,
+        outputs=(levels or 1) if by_level else 1 + section.learned_variance,
         stack_last=by_level,
     )
     if section.predicts == "energy":

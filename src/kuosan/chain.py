@@ -19,7 +19,7 @@ from kuosan.bound import Bound, Likelihood, Tally, error_of_mean
 from kuosan.denoiser import evaluating
 from kuosan.gaussian import Gaussian, per_example
 from kuosan.seeds import stream
-from kuosan.visits import TERMS, Pilot, Visits, even, plan, shares_of
+from kuosan.visits import TERMS, Pilot, Visits, plan, shares_of
 
 Rung = int | Tensor
 
@@ -145,6 +145,11 @@ def _log_prob(i: Rung, law: Any, z: Tensor) -> Tensor:
         _check_shapes(i, z.shape, shape)
     value = law.log_prob(z)
     return per_example(value) if value.ndim > 1 else value
+
+
+def _negative_entropy(i: Rung, q: Any, z: Tensor) -> Tensor:
+    """E log q in closed form of a Gaussian, otherwise log q(z) of its draw, (B,)."""
+    return per_example(-q.entropy()) if isinstance(q, Gaussian) else _log_prob(i, q, z)
 
 
 class Chain(nn.Module):
@@ -292,8 +297,7 @@ class Chain(nn.Module):
             _check_shapes(i, q.shape, p.shape)
             return per_example(q.kl(p))
         z = q.sample(generator=generator) if z is None else z
-        negative_entropy = per_example(-q.entropy()) if isinstance(q, Gaussian) else _log_prob(i, q, z)
-        return negative_entropy - self._log_p(i, p, z, condition, generator)
+        return _negative_entropy(i, q, z) - self._log_p(i, p, z, condition, generator)
 
     def _log_p(self, i: Rung, p: Any, z: Tensor, condition: Any, generator: torch.Generator | None) -> Tensor:
         if isinstance(p, Chain):
@@ -383,29 +387,30 @@ class Chain(nn.Module):
 
     # -- the bound ----------------------------------------------------------------------------------------------------
 
-    def costs(self, path: Path, generator: torch.Generator | None = None) -> list[Tensor]:
-        """What each rung, 0 to T, takes from the bound along a path, (B,) each; a KL in closed form if it has one."""
-        analytic = self._check("path", True)
-        return [self.term("path", i, path.at(i), analytic, generator) for i in range(self.length + 1)]
+    def costs(
+        self,
+        path: Path,
+        generator: torch.Generator | None = None,
+        log_prior: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[Tensor]:
+        """What each rung, 0 to T, takes from the bound along a path, (B,) each; a KL in closed form if it has one.
+
+        Args:
+            log_prior: estimates log p(z_T), (B,), in the place of p's own prior.
+        """
+        analytic, last = self._check("path", True), self.length
+        costs = [self.term("path", i, path.at(i), analytic, generator) for i in range(last)]
+        if log_prior is None:
+            return [*costs, self.term("path", last, path.at(last), analytic, generator)]
+        z = path.z[last]
+        return [*costs, _negative_entropy(last, path.laws[last], z) - log_prior(z)]
 
     def estimate(self, x: Tensor, condition: Any = None, *, generator: torch.Generator | None = None) -> Tensor:
         """One unbiased estimate of the bound, (B,), nats, through which gradients pass: what training maximises.
 
-        A chain draws one path, with every KL in closed form that has one; but one whose q is known at every rung (a
-        diffusion model) its two ends and one rung between for each example, stratified.
+        All rungs along one path, with every KL in closed form that has one.
         """
-        apart = all(map(self.guide.knows, ("marginal", "posterior"))) and self.guide.mixed and self.model.markov
-        if not apart:
-            return -torch.stack(self.costs(self.path(x, condition, generator=generator), generator)).sum(0)
-        generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        between = self.length - 1
-        drawn = (even(len(x), torch.tensor([1]), generator) * between).long() + 1
-        visited: list[tuple[Rung, int]] = [(0, 1), (self.length, 1), *([(drawn, between)] if between else [])]
-        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        for i, weight in visited:
-            place = self._place(i, x, condition, False, generator)
-            total = total - weight * self.term("matching", i, place, generator=generator)
-        return total
+        return -torch.stack(self.costs(self.path(x, condition, generator=generator), generator)).sum(0)
 
     @torch.no_grad()
     def elbo(

@@ -16,6 +16,7 @@ from kuosan.prediction import Prediction
 from kuosan.process import Grid, Process, expand
 from kuosan.schedules import float64
 from kuosan.variance import Choice, OptimalVariance, check_variance, reverse
+from kuosan.visits import even
 
 
 class Forward(Guide):
@@ -124,6 +125,7 @@ class DiffusionChain(Chain):
             (:func:`kuosan.optimal.measure`).
         decoder_variance: of the last step, for a network that predicts a point; None: the optimal one, M_t there, if
             ``variance`` was measured, otherwise sigma^2 / alpha^2.
+        form: of :meth:`estimate`: "matching" or "continuous".
 
     Raises:
         ValueError: both or neither of steps and grid, or an unknown or impossible choice.
@@ -141,7 +143,10 @@ class DiffusionChain(Chain):
         grid: Grid | None = None,
         variance: Choice = "beta_tilde",
         decoder_variance: float | None = None,
+        form: str = "matching",
     ):
+        if form not in ("matching", "continuous"):
+            raise ValueError(f"form must be matching or continuous, got {form!r}")
         if (steps is None) == (grid is None):
             raise ValueError("give either steps= or grid=")
         check_variance(variance)
@@ -158,6 +163,7 @@ class DiffusionChain(Chain):
             assert steps is not None
             grid = process.grid(steps)
         super().__init__(Forward(process, grid), Reverse(denoiser, grid, variance, decoder_variance))
+        self.form = form
 
     @property
     def times(self) -> Tensor:
@@ -175,14 +181,58 @@ class DiffusionChain(Chain):
             return super().term(estimator, i, place, analytic, generator)
         if isinstance(i, int) and i in (0, self.length):
             return super().term("matching", i, place, analytic, generator)
-        process, x, times = self.guide.process, place.x, self.guide.times
-        start, end = (process.log_snr(times[j]) for j in (i, i + 1))
-        u = torch.rand(len(x), generator=generator, dtype=torch.float64)
+        u = torch.rand(len(place.x), generator=generator, dtype=torch.float64)
+        s, t = self.guide.times[i], self.guide.times[i + 1]
+        return self._integral(s, t, u, place.x, place.condition, None, generator)
+
+    def _integral(
+        self,
+        s: Tensor,
+        t: Tensor,
+        u: Tensor,
+        x: Tensor,
+        condition: Any,
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """The continuous cost from s to t, estimated at the time that lies at u (B,), in [0, 1), between in log-SNR."""
+        process = self.guide.process
+        start, end = process.log_snr(s), process.log_snr(t)
         log_snr = start + u * (end - start)
-        t = process.schedule.time_of(log_snr)
-        x_t = process.marginal(x, t).sample(generator=generator)
-        error = per_example((x - self.model.denoiser(x_t, t, place.condition).x0) ** 2)
+        middle = process.schedule.time_of(log_snr.detach())
+        x_t = process.marginal(x, middle).sample(noise, generator)
+        error = per_example((x - self.model.denoiser(x_t, middle, condition).x0) ** 2)
         return 0.5 * ((start - end) * log_snr.exp()).to(error) * error
+
+    def estimate(
+        self,
+        x: Tensor,
+        condition: Any = None,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        u: Tensor | None = None,
+    ) -> Tensor:
+        """One unbiased estimate of the bound, (B,), nats, through which gradients pass: both ends and one step.
+
+        Args:
+            noise: standard-normal values of x's shape; default: drawn.
+            u: (B,), in [0, 1): which step, or which time; default: drawn, spread evenly over the batch.
+        """
+        generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        u = even(len(x), torch.tensor([1]), generator) if u is None else u.double().cpu()
+        if noise is None:
+            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        guide, last, between = self.guide, self.length, self.length - 1
+        total = -self.divergence(last, guide.marginal(last, x), (), condition)
+        total = total - self.decoding(x, (guide.marginal(1, x).sample(noise),), condition)
+        if not between:
+            return total
+        if self.form == "continuous":
+            return total - self._integral(guide.times[1], guide.times[last], u, x, condition, noise, None)
+        i = (u * between).long() + 1
+        above = (guide.marginal(i + 1, x).sample(noise),)
+        return total - between * self.divergence(i, guide.posterior(i, above, x), above, condition)
 
     def step_cost(self, i: Tensor, prediction: Prediction, x_0: Tensor) -> Tensor:
         """What rungs i (B,), from 0 to K - 1, take from the matching form, (B,), given what is said of x_{t_{i+1}}."""

@@ -53,14 +53,14 @@ def _stratified(n: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Timeless(TimeSampler):
-    """For models without a time: always 0."""
+class Spread(TimeSampler):
+    """No times, but numbers in [0, 1) spread evenly over the batch, for models that have no schedule of their own."""
 
     def sample(self, process, n, generator):
-        return torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+        return _stratified(n, generator), torch.ones(n, dtype=torch.float64)
 
 
-TIMELESS = Timeless()
+SPREAD = Spread()
 
 
 @dataclass(frozen=True)

@@ -160,9 +160,11 @@ class Recipe(Section):
             if missing:
                 raise ValueError(f"{missing[0]} is missing: a diffusion model needs process and network")
         else:
-            extra = [name for name in ("process", "network") if getattr(self, name) is not None]
-            if extra:
-                raise ValueError(f"an autoencoder has no {' and no '.join(extra)}")
+            given = [name for name in ("process", "network") if getattr(self, name) is not None]
+            if len(given) == 1:
+                raise ValueError(f"{given[0]} alone is given; a diffusion prior over the latents needs both of them")
+            if given and self.denoiser.predicts == "levels":
+                raise ValueError('latents have no levels: the prior\'s denoiser.predicts must be another, such as "x0"')
             if self.data.conditional:
                 raise ValueError("an autoencoder is not told classes: set data.conditional = false")
             if self.training.compile:

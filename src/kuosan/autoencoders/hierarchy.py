@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -118,6 +118,7 @@ class Autoencoder(Chain):
         posterior: "gaussian", or "flow" for one bent by an inverse autoregressive flow.
         decoder: "levels", "discretised" or "gaussian".
         width, depth, dropout: of each of its networks.
+        prior: makes a chain in the standard normal's place, of examples of z_T's shape.
 
     Raises:
         ValueError: an unknown kind, no layers or too many.
@@ -136,6 +137,7 @@ class Autoencoder(Chain):
         width: int = 256,
         depth: int = 2,
         dropout: float = 0.0,
+        prior: Callable[[tuple[int, ...]], Chain] | None = None,
     ):
         if inference not in INFERENCE:
             raise ValueError(f"inference must be one of {', '.join(INFERENCE)}, got {inference!r}")
@@ -151,4 +153,5 @@ class Autoencoder(Chain):
         head, network = POSTERIORS[posterior], (width, depth, dropout)
         guide = BottomUp(sizes, head, *network) if inference == "bottom_up" else TopDown(sizes, head, skip, *network)
         last = Decoder(decoder, _size_above(sizes, 0, skip), shape, levels, *network)
-        super().__init__(guide, Hierarchy(sizes, last, skip, *network))
+        chain = None if prior is None else prior((sizes[-1],))
+        super().__init__(guide, Hierarchy(sizes, last, skip, *network, prior=chain))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from kuosan.chain import Chain
-from kuosan.objectives import TIMELESS, Objective, TimeSampler
+from kuosan.diffusion import DiffusionChain
+from kuosan.objectives import SPREAD, Objective, TimeSampler
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,16 @@ class Elbo(Objective):
 
     warmup: int = 0
     free_bits: float = 0.0
-    times: TimeSampler = TIMELESS
+    times: TimeSampler = SPREAD
 
     def __post_init__(self):
         if self.warmup < 0 or not self.free_bits >= 0:
             raise ValueError(f"warmup and free_bits are never negative, got {self.warmup} and {self.free_bits}")
 
     def noise_shape(self, model: Chain, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the standard-normal numbers that one example takes: those of z_1, ..., z_T."""
-        return (sum(math.prod(one) for one in model.model.shapes[1:]),)
+        """Of the standard-normal numbers that one example takes: those of z_1, ..., z_T, and of a prior over z_T."""
+        sizes = [math.prod(one) for one in model.model.shapes[1:]]
+        return (sum(sizes) + (sizes[-1] if isinstance(model.model.prior(), DiffusionChain) else 0),)
 
     def __call__(
         self,
@@ -47,10 +51,19 @@ class Elbo(Objective):
     ) -> Tensor:
         if noise is None:
             noise = torch.randn(len(x_0), *self.noise_shape(model, ()), generator=generator).to(x_0)
-        shapes = model.model.shapes[1:]
-        parts = noise.split([math.prod(shape) for shape in shapes], dim=1)
-        latent_noise = [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
-        decoding, *divergences = model.costs(model.path(x_0, condition, noise=latent_noise))
+        shapes, prior, log_prior = model.model.shapes[1:], model.model.prior(), None
+        if isinstance(prior, DiffusionChain):
+            *parts, of_prior = _split(noise, (*shapes, shapes[-1]))
+            log_prior = partial(prior.estimate, noise=of_prior, u=t)
+        else:
+            parts = _split(noise, shapes)
+        decoding, *divergences = model.costs(model.path(x_0, condition, noise=parts), log_prior=log_prior)
         beta = 1.0 if step is None or not self.warmup else min(1.0, (step + 1) / self.warmup)
-        total = decoding + beta * sum(one.clamp_min(self.free_bits) for one in divergences)
-        return total / x_0[0].numel()
+        if self.free_bits:
+            divergences = [one.clamp_min(self.free_bits) for one in divergences]
+        return (decoding + beta * sum(divergences)) / x_0[0].numel()
+
+
+def _split(noise: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    parts = noise.split([math.prod(shape) for shape in shapes], dim=1)
+    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]

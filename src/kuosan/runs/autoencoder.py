@@ -1,4 +1,4 @@
-"""The run of an autoencoder: a ladder whose q is learned, drawn from in one go."""
+"""The run of an autoencoder: a ladder whose q is learned, drawn from layer by layer."""
 
 from __future__ import annotations
 
@@ -9,21 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kuosan.build import make_solver
 from kuosan.chain import Chain
+from kuosan.diffusion import DiffusionChain
 from kuosan.image.data import to_levels
 from kuosan.runs.run import Run, RunError, device
-from kuosan.solvers import Noise
+from kuosan.solvers import Noise, Solver, Table, sample
 
 
 @dataclass(frozen=True)
-class FromTheTop:
-    """Ancestral sampling of a ladder: z_T from the prior, then each layer from the one above, then x."""
+class LayerByLayer:
+    """Ancestral sampling of a ladder: z_T from the prior, then each layer from the one above, then x.
 
+    Args:
+        table: how z_T is drawn from a prior that is a diffusion model; None: from the standard normal.
+        how: the same in words and numbers.
+    """
+
+    table: Table | None
     how: dict[str, Any]
 
 
 class AutoencoderRun(Run):
-    """A trained (or half-trained) VAE or hierarchical VAE."""
+    """A trained (or half-trained) VAE or hierarchical VAE, with or without a diffusion prior over its latents."""
 
     autoencoding = True
 
@@ -34,30 +42,59 @@ class AutoencoderRun(Run):
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
-    def sampler(self, **settings: Any) -> FromTheTop:
-        """Raises RunError for settings of sampling: there is one way to draw from an autoencoder."""
-        given = [name for name, value in settings.items() if value is not None]
+    def sampler(self, solver: Any = None, steps: int | None = None, **settings: Any) -> LayerByLayer:
+        """How it is drawn from.
+
+        Args:
+            solver, steps: of a diffusion prior; default the recipe's.
+
+        Raises:
+            RunError: a setting that it does not have.
+        """
+        return self._sampler(self.autoencoder, solver, steps, **settings)
+
+    def _sampler(self, model: Chain, solver: Any = None, steps: int | None = None, **settings: Any) -> LayerByLayer:
+        prior = model.model.prior()
+        asked = settings if isinstance(prior, DiffusionChain) else settings | {"solver": solver, "steps": steps}
+        given = [name for name, value in asked.items() if value is not None]
         if given:
-            raise RunError(
-                f"{self.folder} is an autoencoder, which is drawn from layer by layer: it has no {', '.join(given)}"
-            )
-        return FromTheTop({"solver": "layer by layer", "evaluations": 1})
+            raise RunError(f"{self.folder} is an autoencoder, drawn from layer by layer: it has no {', '.join(given)}")
+        if not isinstance(prior, DiffusionChain):
+            return LayerByLayer(None, {"solver": "layer by layer", "evaluations": 1})
+        section = self.recipe.sampling
+        rule = make_solver(section.solver if solver is None else solver) if not isinstance(solver, Solver) else solver
+        table = rule.table(prior.guide.process, steps=section.steps if steps is None else steps)
+        name = solver or section.solver
+        words = name["kind"] if isinstance(name, dict) else type(rule).__name__
+        return LayerByLayer(
+            table, {"solver": f"{words} for z_T, then layer by layer", "evaluations": table.evaluations}
+        )
 
     def batches(
-        self, sampler: FromTheTop, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int = 256
+        self, sampler: LayerByLayer, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int = 256
     ) -> Iterator[Tensor]:
         if labels is not None:
             raise RunError(f"{self.folder} was trained without classes: none can be asked for")
         for begin in range(0, len(seeds), batch_size):
-            yield to_levels(self.draw_while_training(self.autoencoder, seeds[begin : begin + batch_size]), self.levels)
-
-    def check(self, model: Chain) -> None:
-        pass
+            yield to_levels(self._draw(self.autoencoder, sampler, seeds[begin : begin + batch_size]), self.levels)
 
     @torch.no_grad()
+    def _draw(self, model: Chain, sampler: LayerByLayer, seeds: Sequence[int]) -> Tensor:
+        noise = Noise(seeds, model.model.noise_shape).draw().to(device())
+        top = None
+        prior = model.model.prior()
+        if sampler.table is not None and isinstance(prior, DiffusionChain):
+            shape = model.model.shapes[-1]
+            how: dict[str, Any] = {"seeds": seeds, "table": sampler.table, "device": device()}
+            top = sample(prior.model.denoiser, shape, **how).to(device())
+            noise = noise[:, shape[0] :]
+        return model.generate(noise, top=top).z[0].cpu()
+
+    def check(self, model: Chain) -> None:
+        self._sampler(model)
+
     def draw_while_training(self, model: Chain, seeds: Sequence[int]) -> Tensor:
-        noise = Noise(seeds, model.model.noise_shape).draw()
-        return model.generate(noise.to(device())).z[0].cpu()
+        return self._draw(model, self._sampler(model), seeds)
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
