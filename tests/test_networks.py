@@ -1,9 +1,12 @@
 """Networks: what goes in and comes out, and that every part of them learns."""
 
+import math
+
 import pytest
 import torch
 
 from kuosan.networks import MLP, NETWORKS, Transformer
+from kuosan.networks.parts import Fourier
 
 T = torch.tensor([0.2, 0.9])
 
@@ -122,3 +125,14 @@ def test_a_network_without_classes_has_none_to_choose_from(small):
 def test_there_is_one_class_for_each_sample(small, condition):
     with pytest.raises(ValueError, match="class"):
         small(classes=3)(torch.zeros(2, 1, 4, 4), T, condition)
+
+
+def test_fourier_features_tell_neighbouring_bytes_apart(small):
+    """Kingma et al. 2021, by hand: sin and cos of 2^n pi x for n = 7 and 8."""
+    x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    angles = [2**7 * math.pi * x, 2**8 * math.pi * x]
+    truth = torch.cat([x, *(wave(a) for a in angles for wave in (torch.sin, torch.cos))], 1)
+    assert torch.allclose(Fourier(8)(x), truth, atol=1e-4)
+    assert small(fourier=8)(x, T).shape == x.shape
+    with pytest.raises(ValueError, match="fourier"):
+        small(fourier=17)

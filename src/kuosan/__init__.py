@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kuosan import networks, objectives, schedules, solvers
+    from kuosan.autoencoders import Autoencoder
     from kuosan.bound import Bound
     from kuosan.chain import Chain
     from kuosan.denoiser import EDM, Denoiser
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from kuosan.solvers import ClassifierFree, Table, sample
 
 _HOME = {
+    "Autoencoder": "autoencoders",
     "ClassifierFree": "solvers",
     "Bound": "bound",
     "Chain": "chain",
@@ -41,6 +43,7 @@ _MODULES = ("networks", "objectives", "schedules", "solvers")
 __version__ = "0.1.0"
 __all__ = [
     "EDM",
+    "Autoencoder",
     "Bound",
     "Chain",
     "ClassifierFree",

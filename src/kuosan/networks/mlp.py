@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kuosan.networks.parts import Embedding, check_size, zeroed
+from kuosan.networks.parts import Embedding, Fourier, check_size, zeroed
 
 
 class MLP(nn.Module):
@@ -22,6 +22,7 @@ class MLP(nn.Module):
             levels, as one more dimension (``stack_last``).
         stack_last: whether several outputs make a last dimension or multiply dimension 1.
         dropout: in every block.
+        fourier: :class:`~kuosan.networks.parts.Fourier` features of the input; 0 for none.
 
     Raises:
         ValueError: an impossible width or depth.
@@ -36,13 +37,15 @@ class MLP(nn.Module):
         outputs: int = 1,
         stack_last: bool = False,
         dropout: float = 0.0,
+        fourier: int = 0,
     ):
         super().__init__()
         check_size(width, depth)
         self.shape, self.outputs, self.stack_last = tuple(shape), outputs, stack_last
         size = math.prod(self.shape)
         self.embedding = Embedding(width, classes)
-        self.enter = nn.Linear(size, width)
+        self.fourier = Fourier(fourier)
+        self.enter = nn.Linear(size * self.fourier.factor, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.leave = zeroed(nn.Linear(width, size * outputs))
@@ -51,7 +54,7 @@ class MLP(nn.Module):
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this network was made for examples of shape {self.shape}, got {tuple(x.shape[1:])}")
         given = self.embedding(t, condition)
-        h = self.enter(x.flatten(1))
+        h = self.enter(self.fourier(x.flatten(1)))
         for block in self.blocks:
             h = block(h, given)
         out = self.leave(self.norm(h))

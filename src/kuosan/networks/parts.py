@@ -25,6 +25,31 @@ def zeroed(layer: M) -> M:
     return layer
 
 
+class Fourier(nn.Module):
+    r"""x with :math:`\sin(2^n\pi x)` and :math:`\cos(2^n\pi x)` beside it along dimension 1, for n and for n - 1.
+
+    What tells neighbouring levels apart (Kingma et al. 2021, arXiv 2107.00630, section 4.5: n = 8 and 7 for bytes).
+
+    Args:
+        n: of the finer of the two; 0 for x alone.
+    """
+
+    def __init__(self, n: int):
+        super().__init__()
+        if not 0 <= n <= 16:
+            raise ValueError(f"fourier is the n of 2^n pi, 0 (none) to 16, got {n}")
+        self.frequencies = () if n == 0 else (math.pi * 2 ** (n - 1), math.pi * 2**n)
+
+    @property
+    def factor(self) -> int:
+        """How many times as much goes out as comes in."""
+        return 1 + 2 * len(self.frequencies)
+
+    def forward(self, x: Tensor) -> Tensor:
+        waves = [wave(f * x.float()).to(x.dtype) for f in self.frequencies for wave in (torch.sin, torch.cos)]
+        return torch.cat([x, *waves], dim=1)
+
+
 class Embedding(nn.Module):
     """Fourier features of the time through a small MLP, plus a learned vector for each class.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
-from kuosan.networks.parts import Embedding, check_size, zeroed
+from kuosan.networks.parts import Embedding, Fourier, check_size, zeroed
 
 
 class Transformer(nn.Module):
@@ -28,6 +28,7 @@ class Transformer(nn.Module):
             as one more dimension (``stack_last``).
         stack_last: whether several outputs make a last dimension or multiply dimension 1.
         dropout: after each attention and each MLP.
+        fourier: :class:`~kuosan.networks.parts.Fourier` features of the input; 0 for none.
 
     Raises:
         ValueError: a shape that patches do not divide, or a width that heads do not divide.
@@ -45,6 +46,7 @@ class Transformer(nn.Module):
         outputs: int = 1,
         stack_last: bool = False,
         dropout: float = 0.0,
+        fourier: int = 0,
     ):
         super().__init__()
         check_size(width, depth)
@@ -52,7 +54,7 @@ class Transformer(nn.Module):
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
         self.shape, self.outputs, self.stack_last = tuple(shape), outputs, stack_last
         self.embedding = Embedding(width, classes)
-        self.patches = Patches(self.shape, patch, channels, width, outputs)
+        self.patches = Patches(self.shape, patch, channels, width, outputs, fourier)
         self.position = nn.Parameter(0.02 * torch.randn(1, self.patches.count, width))
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
 
@@ -104,9 +106,10 @@ class Patches(nn.Module):
         channels: of the convolutions.
         width: of the tokens, and of what is given.
         outputs: images that leave for one that enters.
+        fourier: features of what enters.
     """
 
-    def __init__(self, shape: tuple[int, ...], patch: int, channels: int, width: int, outputs: int):
+    def __init__(self, shape: tuple[int, ...], patch: int, channels: int, width: int, outputs: int, fourier: int):
         super().__init__()
         if len(shape) != 3:
             raise ValueError(f"patches are of images (C, H, W), got shape {shape}")
@@ -117,7 +120,8 @@ class Patches(nn.Module):
             raise ValueError(f"channels must be a multiple of 8, got {channels}")
         self.factor, self.grid = patch // 2, (h // patch, w // patch)
         self.count = self.grid[0] * self.grid[1]
-        self.first = nn.Conv2d(4 * c, channels, 3, padding=1)
+        self.fourier = Fourier(fourier)
+        self.first = nn.Conv2d(4 * c * self.fourier.factor, channels, 3, padding=1)
         self.before = ConvBlock(channels, width)
         self.down = nn.Conv2d(channels, width, self.factor, stride=self.factor)
         self.norm = nn.LayerNorm(width)
@@ -128,7 +132,7 @@ class Patches(nn.Module):
 
     def enter(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """(tokens (B, N, width), skip (B, channels, H/2, W/2))."""
-        skip = self.before(self.first(pixel_unshuffle(x, 2)), given)
+        skip = self.before(self.first(pixel_unshuffle(self.fourier(x), 2)), given)
         return self.down(skip).flatten(2).transpose(1, 2), skip
 
     def leave(self, tokens: Tensor, skip: Tensor, given: Tensor) -> Tensor:

@@ -1,0 +1,89 @@
+"""The whole ladder on the same data: every kind of model, its bound, its importance-weighted bound and its ODE.
+
+Each model is a shipped recipe with what is written beside it changed; all see the same number of training examples. All
+numbers are bits per dimension of the same held-out images over the same levels, with the standard error over images.
+
+    python benchmarks/ladder.py [--data digits] [--out FOLDER] [--only NAME ...] [--table docs/ladder.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from kuosan import recipe as recipes
+from kuosan.runs import DiffusionRun, load
+from kuosan.train import train
+
+#: name -> (recipe, overrides, how it is measured besides by its bound)
+DIGITS: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
+    "VAE": ("digits-vae", [], ("importance",)),
+    "VAE, flow posterior": ("digits-vae", ["autoencoder.posterior=flow"], ("importance",)),
+    "two-layer VAE, bottom-up": (
+        "digits-vae",
+        ["autoencoder.layers=2", "autoencoder.inference=bottom_up"],
+        ("importance",),
+    ),
+    "two-layer VAE, top-down": ("digits-vae", ["autoencoder.layers=2"], ("importance",)),
+    "4-layer VAE with skips": ("digits-hvae", [], ("importance",)),
+    "VAE, diffusion prior": ("digits-latent", [], ()),
+    "diffusion, x0": ("digits-likelihood", ["denoiser.predicts=x0", "evaluation.variance=beta"], ("ode",)),
+    "diffusion, levels": ("digits-likelihood", [], ("ode",)),
+    "diffusion, learned schedule": ("digits-vdm", [], ("ode",)),
+}
+#: The reverse variances with which the point-predicting diffusion model is measured.
+VARIANCES = ("beta_tilde", "beta", "optimal", "optimal_per_dimension")
+
+
+def measure(name: str, folder: Path, how: tuple[str, ...], options: argparse.Namespace) -> list[dict[str, Any]]:
+    run = load(folder)
+    rows: list[dict[str, Any]] = []
+    settings: list[dict[str, Any]] = [{}]
+    if isinstance(run, DiffusionRun):
+        choices = VARIANCES if run.recipe.denoiser.predicts == "x0" else (run.recipe.evaluation.variance,)
+        settings = [{"variance": choice} for choice in choices]
+    for one in settings:
+        measures = ("bound", *(how if one is settings[-1] else ()))
+        found = run.evaluate(
+            measures, quality=False, draws=options.draws, importance=options.importance, examples=10**6, **one
+        )["likelihoods"]
+        for measure_name in measures:
+            about = found[measure_name]
+            label = name + (f", variance {one['variance']}" if len(settings) > 1 and measure_name == "bound" else "")
+            rows.append({"model": label, "measure": measure_name} | about)
+            rows[-1] |= {"seconds": run.seconds, "parameters": run.info["parameters"], "steps": run.step}
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=tuple(DIGITS), help="of these models")
+    parser.add_argument("--draws", type=int, default=32, help="repeats of each bound (default 32)")
+    parser.add_argument("--importance", type=int, default=256, help="paths of the importance-weighted bound")
+    parser.add_argument("--json", type=Path, default=Path("runs/ladder/ladder.json"))
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in options.only or DIGITS:
+        recipe, overrides, how = DIGITS[name]
+        folder = options.out / name.replace(", ", "-").replace(" ", "-")
+        print(f"-- {name}", file=sys.stderr)
+        train(recipes.read(recipe, [*overrides, "training.sample_every=0"]), folder)
+        rows += measure(name, folder, how, options)
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rows, indent=1), "utf-8")
+    rows.sort(key=lambda row: row["total"])
+    print(f"{'model':52s}{'measure':>12s}{'bits/dim':>10s}{'±':>8s}{'± drawn':>9s}{'parameters':>12s}{'trained':>9s}")
+    for row in rows:
+        drawn = row["monte_carlo_error"]
+        print(
+            f"{row['model']:52s}{row['measure']:>12s}{row['total']:>10.4f}{row['standard_error']:>8.4f}"
+            f"{'-' if drawn is None else format(drawn, '.4f'):>9s}{row['parameters']:>12,d}{row['seconds']:>8.0f}s"
+        )
+
+
+if __name__ == "__main__":
+    main()
