@@ -128,7 +128,7 @@ class Evaluation(Section):
         Literal["beta_tilde", "beta", "learned", "posterior", "optimal", "optimal_per_dimension"],
         Field(description="of the reverse steps in the bound"),
     ] = "beta"
-    terms: Annotated[Literal["all", "random", "stratified"], Field(description="how the sum over t is estimated")] = (
+    terms: Annotated[Literal["all", "random", "stratified", "importance"], Field(description="how the sum over t is estimated")] = (
         "all"
     )
     draws: Annotated[Count, Field(description="times that is repeated")] = 1
