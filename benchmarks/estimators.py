@@ -2,8 +2,8 @@
 
     python benchmarks/estimators.py RUN [--evaluations 20 50 100] [--repeats 10]
 
-The noise is the standard deviation of repeats with other seeds, over the same held-out images, in bits per dimension; the
-full sum over all steps is drawn twice, for its own noise.
+The noise is the standard deviation of repeats with other seeds, over the same held-out images, in bits per dimension;
+the full sum over all steps is drawn twice, for its own noise.
 """
 
 from __future__ import annotations

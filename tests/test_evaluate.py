@@ -209,7 +209,7 @@ def test_more_paths_bring_the_bound_nearer_and_cost_more(vae, capsys):
 
 
 def test_more_draws_cost_more_and_are_surer(either, capsys):
-    """Evaluations are proportional to draws; the noise of the drawing falls, its mean does not move (5 of its errors)."""
+    """Evaluations are proportional to draws; the noise of the drawing falls, its mean does not move."""
     few, many = (said(capsys, either, "--bound", "--draws", n)["likelihoods"]["bound"] for n in (4, 64))
     assert (few["draws"], many["draws"]) == (4, 64)
     assert many["evaluations_per_example"] == 16 * few["evaluations_per_example"]

@@ -128,9 +128,9 @@ class Evaluation(Section):
         Literal["beta_tilde", "beta", "learned", "posterior", "optimal", "optimal_per_dimension"],
         Field(description="of the reverse steps in the bound"),
     ] = "beta"
-    terms: Annotated[Literal["all", "random", "stratified", "importance"], Field(description="how the sum over t is estimated")] = (
-        "all"
-    )
+    terms: Annotated[
+        Literal["all", "random", "stratified", "importance"], Field(description="how the sum over t is estimated")
+    ] = "all"
     draws: Annotated[Count, Field(description="times that is repeated")] = 1
     examples: Annotated[Count, Field(description="most held-out examples that are scored")] = 1000
     samples: Annotated[Count, Field(description="samples that the judge sees")] = 1000
