@@ -468,7 +468,8 @@ class Chain(nn.Module):
                 )
         between = self.length - 1
         each = between if terms in ("all", "shared") else min(1, between)
-        evaluations = draws * (1 + each) + extra / len(x)
+        nested = 2 if isinstance(self.model.prior(), Chain) else 0  # an estimate of a prior's own bound
+        evaluations = draws * (1 + each + nested) + extra / len(x)
         return tally.bound(self.times, x[0].numel(), evaluations, self.model.discrete)
 
     def _along_paths(self, tally, estimator, analytic, x, condition, draws, batch_size, generator, progress) -> None:
@@ -552,7 +553,9 @@ class Chain(nn.Module):
                     progress(int(part[-1]) + 1, len(visits))
         log_prob = torch.logsumexp(weights, 0) - math.log(samples)
         error = error_of_mean((weights - log_prob).exp())  # of the logarithm of the mean, to first order
-        return Likelihood(log_prob, error, x[0].numel(), samples * self.length, f"{samples} paths")
+        prior = self.model.prior()
+        kernels = self.length + (prior.length if isinstance(prior, Chain) else 0)
+        return Likelihood(log_prob, error, x[0].numel(), samples * kernels, f"{samples} paths")
 
     def log_weight(self, x: Tensor, condition: Any = None, *, generator: torch.Generator | None = None) -> Tensor:
         """log p(x, z) - log q(z|x) of one draw of all latents, (B,), nats; those of a prior that is a chain too."""

@@ -51,8 +51,9 @@ def _explain(error: Exception) -> int:
     if kind == "Interrupted":
         print(f"\n{error}", file=sys.stderr)
         return INTERRUPTED
-    bad_input = isinstance(error, ValueError | OSError)
-    if not bad_input and kind not in ("TrainingError", "CheckpointError", "FetchError", "SamplingError"):
+    missing = isinstance(error, ImportError) and "pip install" in str(error)  # an extra, and how to get it
+    bad_input = missing or isinstance(error, ValueError | OSError)
+    if not bad_input and kind not in ("TrainingError", "CheckpointError", "FetchError", "SamplingError", "SolveError"):
         raise error
     print(f"kuosan: {error}", file=sys.stderr)
     return 2 if bad_input else 1
@@ -211,7 +212,8 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan.runs import load
 
     run = load(options.run)
-    measures = [name for name in ("bound", "importance", "ode") if getattr(options, name)]
+    asked = {"bound": options.bound, "importance": options.importance is not None, "ode": options.ode}
+    measures = [name for name, wanted in asked.items() if wanted]
     settings = {
         "variance": options.variance,
         "steps": options.bound_steps,
@@ -223,7 +225,7 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         split="held_out" if options.split == "test" else options.split,
         files=options.data,
         examples=options.examples,
-        importance=options.importance or 64,
+        importance=64 if options.importance is None else options.importance,
         draws=options.draws,
         guidance=options.guidance,
         **{name: value for name, value in settings.items() if value is not None},

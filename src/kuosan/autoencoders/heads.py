@@ -124,8 +124,9 @@ class FlowHead(nn.Module):
         self.outputs = outputs
         self.network = Perceptron(size, 2 * outputs + context, width, depth, dropout)
         self.flow = zuko.flows.MAF(outputs, context, transforms=transforms, hidden_features=(width, width)).transform
-        for layer in self.flow.transforms:  # begin as the identity
-            zeroed([part for part in layer.modules() if isinstance(part, nn.Linear)][-1])
+        for layer in self.flow.transforms:  # begin as the identity: the last layer's weights and biases are 0
+            for parameter in list(layer.parameters())[-2:]:
+                nn.init.zeros_(parameter)
 
     def forward(self, given: Tensor) -> FlowLaw:
         raw = self.network(given)

@@ -22,7 +22,8 @@ class Elbo(Objective):
     Args:
         warmup: steps over which beta rises from 0 to 1 (Sonderby et al. 2016, arXiv 1602.02282, section 2.3).
         free_bits: nats that each layer may use for nothing, of each example (Kingma et al. 2016, arXiv 1606.04934,
-            eq. 15, where it is the mean of a batch: that would depend on who shares it).
+            eq. 15, where it is the mean of a batch: that would depend on who shares it). Where a KL has no closed form
+            it is one draw of it that is held above this.
     """
 
     warmup: int = 0

@@ -12,7 +12,7 @@ from kuosan.chain import Path
 from kuosan.figures import bars
 from kuosan.image.data import to_levels
 from kuosan.measurements.base import Measurements
-from kuosan.runs import AutoencoderRun
+from kuosan.runs import AutoencoderRun, device
 from kuosan.seeds import stream
 
 #: A latent is in use if its posterior mean varies more than this over examples (Burda et al. 2016, section 4).
@@ -115,10 +115,10 @@ class AutoencoderMeasurements(Measurements):
 
     @torch.no_grad()
     def traversals(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """One sample (seed 0) with one latent moved, those of the largest variance in each layer."""
+        """The image of p's own means with one latent moved, those of the largest variance in each layer."""
         model = self.run.autoencoder
         rows: list[dict[str, Any]] = []
-        start = model.generate(torch.zeros(1, *model.model.noise_shape))
+        start = model.generate(torch.zeros(1, *model.model.noise_shape, device=device()))
         for layer, variance in enumerate(self._variances(), 1):
             for latent in variance.argsort(descending=True)[:MOST_TRAVERSED].tolist():
                 if variance[latent] <= ACTIVE:

@@ -240,7 +240,8 @@ class Measurements(ABC):
         numbers["estimate"] = {"examples": len(splits["held_out"].total), "draws": splits["held_out"].draws}
         numbers["decoder"] = self.decoder
         numbers["gap"] = numbers["held_out"]["total"] - numbers["train"]["total"]
-        error = math.hypot(*(numbers[split]["standard_error"] for split in ("held_out", "train")))
+        errors = [numbers[split]["standard_error"] for split in ("held_out", "train")]
+        error = math.hypot(*(math.nan if one is None else one for one in errors))  # unknown of a single image
         numbers["overfits"] = bool(numbers["gap"] > 3 * error)  # False if an error is not known
         numbers["curve"], pictures = self.curve(splits)
         return numbers, pictures

@@ -80,7 +80,7 @@ class AutoencoderRun(Run):
 
     @torch.no_grad()
     def _draw(self, model: Chain, sampler: LayerByLayer, seeds: Sequence[int]) -> Tensor:
-        noise = Noise(seeds, model.model.noise_shape).draw().to(device())
+        noise = Noise(seeds, model.model.noise_shape, purpose="ladder").draw().to(device())
         top = None
         prior = model.model.prior()
         if sampler.table is not None and isinstance(prior, DiffusionChain):

@@ -27,6 +27,7 @@ from kuosan.plain import plain
 from kuosan.progress import Progress
 from kuosan.recipe import Recipe, RecipeError
 from kuosan.seeds import stream
+from kuosan.solvers import check_seeds
 from kuosan.training.checkpoint import CheckpointStore
 from kuosan.training.ema import load_parameters
 
@@ -281,6 +282,7 @@ class Run(ABC):
         seeds = list(range(count or 0) if seeds is None else seeds)
         if count is not None and count != len(seeds):
             raise ValueError(f"count is {count}, but there are {len(seeds)} seeds: one for each sample")
+        check_seeds(seeds)
         done, batches = 0, []
         for batch in self.batches(self.sampler(**settings), seeds, labels, batch_size):
             batches.append(batch)
@@ -349,7 +351,7 @@ class Run(ABC):
                 progress = Progress("importance: paths")
                 found[name] = chain.importance_weighted(x, condition, samples=importance, progress=progress)
             elif name == "ode":
-                found[name] = self.by_ode(x, condition, draws or 1)
+                found[name] = self.by_ode(x, condition, 1 if draws is None else draws)
             else:
                 raise ValueError(f"a measure is one of {', '.join(MEASURES)}, got {name!r}")
         return found
@@ -387,6 +389,9 @@ class Run(ABC):
         """
         asked = {} if guidance is None else {"guidance": guidance}
         self.sampler(**asked)  # says now what is wrong with the weight, not after the bound
+        for name, value in (("examples", examples), ("importance", importance), ("draws", draws)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         names: list[str]
         if files is None:
             if split not in SPLITS:
@@ -428,7 +433,8 @@ class Run(ABC):
         if isinstance(value, Bound):
             bits = value.bits_per_dim()
             total, error, monte_carlo = bits.total, bits.standard_error, bits.monte_carlo_error
-            quantity = f"discrete bound on log2 P(x) over {self.levels} levels, per dimension"
+            what = f"log2 P(x) over {self.levels} levels" if value.discrete else "log2 p(x), a density,"
+            quantity = f"bound on {what} per dimension"
             how = how | {"terms": self.elbo_settings().get("terms", "shared"), "draws": value.draws}
         else:
             total, error, monte_carlo = value.bits_per_dim, value.standard_error, value.monte_carlo_error

@@ -31,10 +31,17 @@ class Noise:
         seeds: one for each sample, 0 <= seed < 2^63.
         shape: of one sample.
         dtype: of the draws.
+        purpose: another one has other draws of the same seeds.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype = torch.float32):
-        self._generators = [stream("sample", seed) for seed in seeds]
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        purpose: str = "sample",
+    ):
+        self._generators = [stream(purpose, seed) for seed in seeds]
         self._shape, self._dtype = tuple(shape), dtype
 
     def draw(self) -> Tensor:
