@@ -200,6 +200,9 @@ class DiffusionChain(Chain):
         start, end = process.log_snr(s), process.log_snr(t)
         log_snr = start + u * (end - start)
         middle = process.schedule.time_of(log_snr.detach())
+        if log_snr.requires_grad:  # a learned schedule: that time moves as the curve does, so that log-SNR stays
+            rate = process.schedule.log_snr_rate(middle).detach()
+            middle = middle + (log_snr - process.log_snr(middle)) / rate
         x_t = process.marginal(x, middle).sample(noise, generator)
         error = per_example((x - self.model.denoiser(x_t, middle, condition).x0) ** 2)
         return 0.5 * ((start - end) * log_snr.exp()).to(error) * error

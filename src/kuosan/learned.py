@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from kuosan.diffusion import DiffusionChain
-from kuosan.objectives import Likelihood, Objective, Stratified, TimeSampler, draw, squared_error
+from kuosan.objectives import Likelihood, Objective, Stratified, TimeSampler, Uniform, draw, squared_error
 from kuosan.process import Grid
-from kuosan.schedules import EARLIEST, Schedule, Time, float64
+from kuosan.schedules import EARLIEST, Schedule, Table, Time, float64
 
 
 class LearnedSchedule(nn.Module, Schedule):
@@ -123,11 +123,17 @@ class Continuous(Objective):
     def __post_init__(self):
         if not 0 < self.decoded <= 1:
             raise ValueError(f"decoded is a share, above 0 and at most 1, got {self.decoded}")
+        if not isinstance(self.times, Uniform | Stratified):
+            raise ValueError(
+                f"the continuous bound is of uniform times, uniform or stratified; got {type(self.times).__name__}"
+            )
 
     def __call__(self, model, x_0, condition=None, *, t=None, noise=None, generator=None, step=None):
         process = model.process
         schedule, dimensions = process.schedule, x_0[0].numel()
-        t, noise, weight = draw(self.times, process, x_0, t, noise, generator)
+        if isinstance(schedule, Table):
+            raise ValueError("the continuous bound needs a schedule that is a curve; this one is a table of steps")
+        t, noise, _ = draw(self.times, process, x_0, t, noise, generator)
         chain = DiffusionChain(model, grid=Grid((1.0, schedule.t_min)), variance="beta")
         loss = chain.divergence(chain.length, chain.guide.marginal(chain.length, x_0), ()) / dimensions
         early = ((t - schedule.t_min) / (1 - schedule.t_min) < self.decoded).nonzero().flatten().to(x_0.device)
@@ -139,8 +145,7 @@ class Continuous(Objective):
 
         def integral() -> Tensor:
             prediction = model(process.marginal(x_0, t).sample(noise), t, condition)
-            cost = squared_error(prediction, x_0, noise, Likelihood())
-            return cost if weight is None else cost * weight.to(cost)
+            return squared_error(prediction, x_0, noise, Likelihood())
 
         if not isinstance(schedule, LearnedSchedule):
             return loss + integral()

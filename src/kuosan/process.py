@@ -86,8 +86,11 @@ class Process:
         Args:
             function: something that stays, such as ``Process.scales``: it is the key under which the numbers are kept.
         """
-        if isinstance(t, Tensor) or isinstance(self.schedule, nn.Module):  # a learned schedule may have moved on
+        if isinstance(t, Tensor):
             return function(self, t)
+        if isinstance(self.schedule, nn.Module):  # it may have learned since
+            with torch.no_grad():
+                return tuple(float(c) for c in function(self, t))
         key = (function, t)
         if key not in self._known:
             if len(self._known) >= 100_000:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kuosan.bound import Bound
-from kuosan.chain import Path
+from kuosan.chain import Chain, Path
 from kuosan.figures import bars
 from kuosan.image.data import to_levels
 from kuosan.measurements.base import Measurements
@@ -118,13 +118,18 @@ class AutoencoderMeasurements(Measurements):
         """The image of p's own means with one latent moved, those of the largest variance in each layer."""
         model = self.run.autoencoder
         rows: list[dict[str, Any]] = []
-        start = model.generate(torch.zeros(1, *model.model.noise_shape, device=device()))
+        shapes, top = model.model.shapes, None
+        if isinstance(model.model.prior(), Chain):  # drawn by a sampler: begin at the origin
+            top = torch.zeros(1, *shapes[-1], device=device())
+        size = model.model.noise_shape[0] - (0 if top is None else top[0].numel())
+        start = model.generate(torch.zeros(1, size, device=device()), top=top)
         for layer, variance in enumerate(self._variances(), 1):
             for latent in variance.argsort(descending=True)[:MOST_TRAVERSED].tolist():
                 if variance[latent] <= ACTIVE:
                     continue
                 z: list[Any] = [one.expand(len(TRAVERSED), *one.shape[1:]).clone() for one in start.z]
-                scale = start.laws[layer].std[0, latent]
+                law = start.laws[layer]
+                scale = torch.ones((), device=device()) if law is None else law.std[0, latent]
                 z[layer][:, latent] = start.z[layer][0, latent] + torch.tensor(TRAVERSED).to(scale) * scale
                 for i in range(layer - 1, 0, -1):
                     z[i] = model.model.down(i, tuple(z[i + 1 :])).mean  # type: ignore[attr-defined]

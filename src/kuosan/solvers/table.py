@@ -203,6 +203,7 @@ class Solver(ABC):
     def rows(self, process: Process, grid: Grid) -> Iterable[Row]:
         """The table's rows, float64, in the order of the evaluations."""
 
+    @torch.no_grad()
     def table(self, process: Process, grid: Grid | Spacing | None = None, *, steps: int | None = None) -> Table:
         """The table on a grid; or on one of ``steps`` steps, laid out by a spacing (default: the solver's own).
 
