@@ -46,12 +46,10 @@ def measure(name: str, folder: Path, how: tuple[str, ...], options: argparse.Nam
         choices = VARIANCES if run.recipe.denoiser.predicts == "x0" else (run.recipe.evaluation.variance,)
         settings = [{"variance": choice} for choice in choices]
     for one in settings:
-        measures = ("bound", *(how if one is settings[-1] else ()))
-        found = run.evaluate(
-            measures, quality=False, draws=options.draws, importance=options.importance, examples=10**6, **one
-        )["likelihoods"]
-        for measure_name in measures:
-            about = found[measure_name]
+        draws = {"bound": options.draws * (16 if "prior" in name else 1), "ode": 4}  # a prior's bound is one t a draw
+        for measure_name in ("bound", *(how if one is settings[-1] else ())):
+            given = {"draws": draws.get(measure_name), "importance": options.importance, "examples": 10**6} | one
+            about = run.evaluate((measure_name,), quality=False, **given)["likelihoods"][measure_name]
             label = name + (f", variance {one['variance']}" if len(settings) > 1 and measure_name == "bound" else "")
             rows.append({"model": label, "measure": measure_name} | about)
             rows[-1] |= {"seconds": run.seconds, "parameters": run.info["parameters"], "steps": run.step}
