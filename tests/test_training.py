@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -317,3 +318,29 @@ def test_tensorboard_gets_the_same_losses(tiny, tmp_path):
     events = board.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     assert [e.value for e in events.Scalars("loss")] == pytest.approx(losses(tmp_path / "run"), rel=1e-6)
+
+
+def test_a_run_may_begin_with_the_weights_of_another_and_keep_some_of_them(tiny, tmp_path):
+    """Truth: the other run's averaged weights; what is frozen keeps them, what is not leaves them."""
+    train(recipes.read(tiny, ["training.steps=3"]), tmp_path / "first")
+    begun = [f"training.start={tmp_path / 'first'}", 'training.freeze=["network.enter"]', "training.steps=3"]
+    train(recipes.read(tiny, begun), tmp_path / "second")
+    before, after = end_of(tmp_path / "first"), end_of(tmp_path / "second")
+    assert torch.equal(after["ema/network.enter.weight"], before["ema/network.enter.weight"])
+    assert not torch.equal(after["weights/network.leave.weight"], before["ema/network.leave.weight"])
+    shutil.rmtree(tmp_path / "first")
+    assert ks.load(tmp_path / "second").sample(1).shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ('training.freeze=["nonsense"]', "no parameter's name begins with 'nonsense'; they begin with network"),
+        ('training.freeze=["network"]', "nothing is left to be trained"),
+        ("training.start=nowhere", "nowhere is not a run"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_before_training(tiny, tmp_path, override, words):
+    with pytest.raises(ValueError, match=words):
+        train(recipes.read(tiny, [override]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -82,6 +82,12 @@ class Training(Section):
     precision: Annotated[Literal["float32", "bfloat16"], Field(description="of the network's arithmetic")] = "float32"
     channels_last: Annotated[bool, Field(description="memory layout that convolutions like")] = False
     compile: Annotated[bool, Field(description="torch.compile: slow start, faster steps")] = False
+    start: Annotated[
+        str | None, Field(description="a run whose averaged weights to begin with, where names and shapes are the same")
+    ] = None
+    freeze: Annotated[
+        list[str], Field(description='parameters that stay as they are, by how their names begin, such as ["guide"]')
+    ] = Field(default_factory=list)
     tensorboard: Annotated[bool, Field(description="also write RUN/tensorboard")] = False
     checkpoint_every: Annotated[Count, Field(description="steps between checkpoints")] = 1000
     sample_every: Annotated[int, Field(ge=0, description="steps between sample grids; 0: none")] = 1000

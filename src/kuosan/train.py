@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 import kuosan
 from kuosan.build import make_model, make_objective
+from kuosan.fetch import to_stderr
 from kuosan.image.data import Examples, ImageData, to_pixels
-from kuosan.recipe import Recipe
+from kuosan.recipe import Recipe, RecipeError
 from kuosan.runs import Run, RunError, device, kind_of, load, read_data, write
 from kuosan.seeds import stream
+from kuosan.training.ema import load_parameters
 from kuosan.training.loop import Trainer
 from kuosan.training.processes import Processes, joined
 
@@ -51,11 +54,14 @@ def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run
         Interrupted: stopped by the user, state saved.
     """
     folder = Path(folder)
-    recipe = _with_whole_path(recipe)
+    recipe = _with_whole_paths(recipe)
     with joined() as processes:
         data = read_data(recipe)
         torch.manual_seed(stream("weights", recipe.seed).initial_seed())
         model = make_model(recipe, data.shape, data.level_count, len(data.classes or ()))
+        if recipe.training.start is not None:
+            _begin_with(model, Path(recipe.training.start))
+        _freeze(model, recipe.training.freeze)
         objective = make_objective(recipe)
         run = kind_of(recipe)(folder, recipe, _info(recipe, data, model, processes, command))
         run.check(model)
@@ -75,6 +81,35 @@ def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run
         )
         trainer.train()
         return run
+
+
+def _begin_with(model: nn.Module, folder: Path) -> None:
+    """Take over the averaged weights of another run, those of the same name and shape.
+
+    Raises:
+        RunError: it is no run, has no checkpoint, or has nothing in common with the model.
+    """
+    kept = load(folder).store.load(groups=("ema",))
+    if kept is None:
+        raise RunError(f"training.start: {folder} has no checkpoint to begin with")
+    known, own = kept.tensors["ema"], dict(model.named_parameters())
+    same = [name for name, p in own.items() if name in known and known[name].shape == p.shape]
+    if not same:
+        raise RunError(f"training.start: no parameter of {folder} has the name and shape of one of this model's")
+    load_parameters(model, {name: known[name] if name in same else p.detach() for name, p in own.items()})
+    to_stderr(f"{len(same)} of {len(own)} parameters begin as in {folder}")
+
+
+def _freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
+    for prefix in prefixes:
+        named = [p for name, p in model.named_parameters() if f"{name}.".startswith(f"{prefix}.")]
+        if not named:
+            first = ", ".join(sorted({name.split(".")[0] for name, _ in model.named_parameters()}))
+            raise RecipeError(f"training.freeze: no parameter's name begins with {prefix!r}; they begin with {first}")
+        for p in named:
+            p.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise RecipeError("training.freeze: nothing is left to be trained")
 
 
 def _info(
@@ -119,12 +154,14 @@ def _begin(run: Run) -> None:
     write(folder / "run.json", json.dumps(run.info, indent=2, ensure_ascii=False))
 
 
-def _with_whole_path(recipe: Recipe) -> Recipe:
-    """The recipe with its folder of data as a path that is right from anywhere."""
-    if recipe.data.folder is None:
-        return recipe
-    whole = str(Path(recipe.data.folder).expanduser().resolve())
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"folder": whole})})
+def _with_whole_paths(recipe: Recipe) -> Recipe:
+    """The recipe with its folders, of data and of the run to begin with, as paths that are right from anywhere."""
+    data, training = recipe.data, recipe.training
+    if data.folder is not None:
+        data = data.model_copy(update={"folder": str(Path(data.folder).expanduser().resolve())})
+    if training.start is not None:
+        training = training.model_copy(update={"start": str(Path(training.start).expanduser().resolve())})
+    return recipe.model_copy(update={"data": data, "training": training})
 
 
 def _data_hash(data: ImageData) -> str:
