@@ -13,9 +13,9 @@ import kuosan as ks
 from conftest import ALL_SCHEDULES, elbo
 from kuosan import Denoiser, Mixture, Process, schedules
 from kuosan import recipe as recipes
-from kuosan import run as runs
 from kuosan.optimal import analytic_dpm, knots, measure, weights_fingerprint
 from kuosan.recipe import RecipeError
+from kuosan.runs import diffusion as runs
 from kuosan.solvers import DDIM, Ancestral, Row, Table, run
 from kuosan.solvers.noise import measured
 from kuosan.train import train
