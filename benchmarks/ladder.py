@@ -30,7 +30,25 @@ DIGITS: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
     "two-layer VAE, top-down": ("digits-vae", ["autoencoder.layers=2"], ("importance",)),
     "4-layer VAE with skips": ("digits-hvae", [], ("importance",)),
     "VAE, diffusion prior": ("digits-latent", [], ()),
-    "diffusion, x0": ("digits-likelihood", ["denoiser.predicts=x0", "evaluation.variance=beta"], ("ode",)),
+    # a Gaussian decoder has to take over while its bins are still wider than the noise: the network cannot round
+    "diffusion, x0": (
+        "digits-likelihood",
+        ["denoiser.predicts=x0", "evaluation.variance=beta", "process.t_min=0.02", "network.dropout=0.2"],
+        ("ode",),
+    ),
+    "diffusion, noise, learned variance": (
+        "digits-likelihood",
+        [
+            "denoiser.predicts=eps",
+            "denoiser.preconditioning=none",
+            "denoiser.learned_variance=true",
+            "objective.kind=hybrid",
+            "evaluation.variance=learned",
+            "process.t_min=0.02",
+            "network.dropout=0.2",
+        ],
+        ("ode",),
+    ),
     "diffusion, levels": ("digits-likelihood", [], ("ode",)),
     "diffusion, learned schedule": ("digits-vdm", [], ("ode",)),
 }

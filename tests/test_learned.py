@@ -626,3 +626,11 @@ def test_a_recipe_with_such_a_mistake_is_refused_before_training(tiny, tmp_path,
 
 def test_a_recipe_says_what_share_is_decoded(tiny):
     assert make_objective(recipes.read(tiny, ["objective.decoded=0.5"])) == Continuous(0.5)
+
+
+@pytest.mark.parametrize("kind", ["simple", "cross_entropy", "bound"])
+def test_a_learned_schedule_is_trained_on_the_bound_alone(kind):
+    """Under another loss its ends would move to wherever that is easy."""
+    recipe = recipes.read("digits-vdm", [f"objective.kind={kind}"])
+    with pytest.raises(RecipeError, match="a learned schedule needs continuous"):
+        make_objective(recipe)

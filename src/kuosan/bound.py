@@ -43,6 +43,7 @@ class Bound:
         evaluations: of the model's kernels, for each example.
         discrete: whether the data is discrete (a log-probability) or continuous (a log-density).
         replicates: (R, B): ``total`` estimated R times, each with a share of the draws.
+        shares: (R,): the draws in each.
     """
 
     reconstruction: Tensor
@@ -54,6 +55,16 @@ class Bound:
     evaluations: float
     discrete: bool
     replicates: Tensor
+    shares: Tensor
+
+    def _noise(self, replicates: Tensor) -> Tensor:
+        """The standard error of the mean of replicates (R, ...), whose variances are inverse to their shares."""
+        if len(replicates) < 2:
+            return torch.full_like(replicates[0], math.nan)
+        shares = self.shares.double().reshape(-1, *(1,) * (replicates.ndim - 1))
+        mean = (shares * replicates).sum(0) / self.draws
+        variance = (shares * (replicates - mean) ** 2).sum(0) / (len(replicates) - 1)  # of a single draw
+        return (variance / self.draws).sqrt()
 
     @property
     def total(self) -> Tensor:
@@ -76,12 +87,12 @@ class Bound:
     @property
     def monte_carlo_error(self) -> float:
         """Of the mean of ``total`` over just these examples: the draws' noise alone, nats; NaN of a single draw."""
-        return float(error_of_mean(self.replicates.mean(1)))
+        return float(self._noise(self.replicates.mean(1)))
 
     @property
     def example_error(self) -> Tensor:
         """The draws' noise in the total of each example, (B,), nats; NaN of a single draw."""
-        return error_of_mean(self.replicates)
+        return self._noise(self.replicates)
 
     def bits_per_dim(self) -> BitsPerDim:
         unit = math.log(2) * self.dimensions
@@ -157,5 +168,5 @@ class Tally:
 
     def bound(self, times: Tensor, dimensions: int, evaluations: float, discrete: bool) -> Bound:
         rungs = self.terms
-        middle = (rungs[1:-1], times, dimensions, self.draws, evaluations, discrete, self.replicates)
-        return Bound(-rungs[0], rungs[-1], *middle)
+        rest = (times, dimensions, self.draws, evaluations, discrete, self.replicates, self.shares)
+        return Bound(-rungs[0], rungs[-1], rungs[1:-1], *rest)

@@ -180,6 +180,12 @@ def make_objective(recipe: Recipe) -> Objective:
     if isinstance(found, Elbo) != (recipe.autoencoder is not None):
         one = "elbo" if recipe.autoencoder is not None else ", ".join(k for k, v in OBJECTIVES.items() if v is not Elbo)
         raise RecipeError(f"objective.kind: of this kind of model must be {one}, got {recipe.objective.get('kind')!r}")
+    learned = recipe.process is not None and recipe.process.get("kind") == "learned"
+    if learned and not isinstance(found, Continuous | Elbo):
+        raise RecipeError(
+            "objective.kind: a learned schedule needs continuous, the bound; under another objective its ends would "
+            "move to wherever that is easy"
+        )
     return found
 
 

@@ -476,7 +476,7 @@ class Chain(nn.Module):
         share = torch.arange(len(tally.shares)).repeat_interleave(tally.shares)
         done = 0
         for replicate in share.tolist():
-            for rows in torch.arange(len(x)).split(batch_size):
+            for rows in torch.arange(len(x)).split(max(1, min(batch_size, MOST_HELD // (self.length * x[0].numel())))):
                 path = self.path(x[rows], None if condition is None else condition[rows], generator=generator)
                 for i in range(self.length + 1):
                     value = self.term(estimator, i, path.at(i), analytic, generator)
@@ -559,6 +559,8 @@ class Chain(nn.Module):
 
     def log_weight(self, x: Tensor, condition: Any = None, *, generator: torch.Generator | None = None) -> Tensor:
         """log p(x, z) - log q(z|x) of one draw of all latents, (B,), nats; those of a prior that is a chain too."""
+        if self.guide.knows("marginal") and self.guide.knows("up") and self.model.markov:
+            return self._log_weight_of_neighbours(x, condition, generator)
         path = self.path(x, condition, generator=generator)
         total = -self.term("path", 0, path.at(0))
         for i in range(1, self.length + 1):
@@ -569,6 +571,24 @@ class Chain(nn.Module):
                 of_model = _log_prob(i, p, path.z[i])
             total = total + of_model - _log_prob(i, path.laws[i], path.z[i])
         return total
+
+    def _log_weight_of_neighbours(self, x: Tensor, condition: Any, generator: torch.Generator | None) -> Tensor:
+        """The same of a Markov ladder, of which no more than two rungs are kept."""
+        given, z, total = self.guide.read(x, condition), x, torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        for i in range(1, self.length + 1):
+            law = self._up(i, (z,), given)
+            above = law.sample(generator=generator)
+            p = self._p(i - 1, (above,), condition)
+            total = total + _log_prob(i - 1, p, z) - _log_prob(i, law, above)
+            z = above
+        prior = self.model.prior(condition)
+        if isinstance(prior, Chain):
+            return total + prior.log_weight(z, condition, generator=generator)
+        return total + _log_prob(self.length, prior, z)
+
+
+#: The most numbers of a batch of paths that are held at once.
+MOST_HELD = 2**27
 
 
 def _check_elbo(x: Tensor, condition: Tensor | None, terms: str, draws: int, batch_size: int) -> None:

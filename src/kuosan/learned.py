@@ -72,8 +72,9 @@ class LearnedSchedule(nn.Module, Schedule):
 
     def interior(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(u, du/dt)."""
-        (low, high), _ = self._g(float64([0.0, 1.0]).to(t.device))
-        g, rate = self._g(t)
+        home = self.ends.device  # times are on the CPU, wherever the model is
+        (low, high), _ = self._g(float64([0.0, 1.0]).to(home))
+        g, rate = self._g(t.to(home))
         u, rate = (g - low) / (high - low), rate / (high - low)
         factor = self._factor
         if factor is not None:
@@ -96,12 +97,13 @@ class LearnedSchedule(nn.Module, Schedule):
 
     def curve(self, t: Tensor) -> Tensor:
         u, _ = self.interior(t)
-        return self.ends[0] + (self.ends[1] - self.ends[0]) * u
+        return (self.ends[0] + (self.ends[1] - self.ends[0]) * u).to(t.device)
 
     def log_snr_rate(self, t: Time) -> Tensor:
         """d log-SNR / dt in closed form, through which gradients pass."""
-        _, rate = self.interior(float64(t).clamp_min(EARLIEST))
-        return (self.ends[1] - self.ends[0]) * rate
+        t = float64(t).clamp_min(EARLIEST)
+        _, rate = self.interior(t)
+        return ((self.ends[1] - self.ends[0]) * rate).to(t.device)
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,11 @@ class Recipe(Section):
                 raise ValueError('latents have no levels: the prior\'s denoiser.predicts must be another, such as "x0"')
             if self.data.conditional:
                 raise ValueError("an autoencoder is not told classes: set data.conditional = false")
+            own = {"solver", "steps"} if given else set()  # of a prior that is a diffusion model
+            sampling, usual = self.sampling.model_dump(exclude=own), Sampling().model_dump(exclude=own)
+            ignored = [name for name, value in sampling.items() if value != usual[name]]
+            if ignored:
+                raise ValueError(f"an autoencoder is drawn from layer by layer: drop sampling.{ignored[0]}")
             if self.training.compile:
                 raise ValueError("training.compile is for the network of a diffusion model: drop it")
         if self.evaluation.variance == "posterior" and self.denoiser.predicts != "levels":
@@ -187,9 +192,9 @@ class Recipe(Section):
 
     def fingerprint(self) -> str:
         """A hash of what training depends on; sampling and evaluation may change without harm."""
-        parts = self.model_dump(exclude={"description", "sampling", "evaluation"})
+        parts = self.model_dump(exclude={"description", "sampling", "evaluation"}, exclude_defaults=True)
         for harmless in ("checkpoint_every", "sample_every", "tensorboard"):
-            parts["training"].pop(harmless)
+            parts["training"].pop(harmless, None)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:

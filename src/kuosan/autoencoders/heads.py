@@ -47,9 +47,14 @@ class Perceptron(nn.Module):
         return self.leave(h)
 
 
+def whole(raw: Tensor) -> Tensor:
+    """At least float32: laws are not made of the halves that networks may be computed in."""
+    return raw.to(torch.promote_types(raw.dtype, torch.float32))
+
+
 def gaussian(raw: Tensor) -> Gaussian:
     """A Gaussian from twice as many numbers: means, and log-variances kept within +-8."""
-    mean, log_variance = raw.chunk(2, dim=1)
+    mean, log_variance = whole(raw).chunk(2, dim=1)
     return Gaussian(mean, (8 * torch.tanh(log_variance / 8)).exp())
 
 
@@ -130,7 +135,7 @@ class FlowHead(nn.Module):
 
     def forward(self, given: Tensor) -> FlowLaw:
         raw = self.network(given)
-        return FlowLaw(gaussian(raw[:, : 2 * self.outputs]), self.flow(raw[:, 2 * self.outputs :]))
+        return FlowLaw(gaussian(raw[:, : 2 * self.outputs]), self.flow(whole(raw[:, 2 * self.outputs :])))
 
 
 #: What q(z|...) may be.
@@ -163,9 +168,9 @@ class Decoder(nn.Module):
         raw = self.network(given)
         if self.kind == "levels":
             logits = raw.reshape(len(raw), *self.shape, self.levels)
-            return Levels(torch.log_softmax(logits.float(), -1), self.get_buffer("values"))
+            return Levels(torch.log_softmax(whole(logits), -1), self.get_buffer("values"))
         law = gaussian(raw)
-        mean, variance = (part.float().reshape(len(raw), *self.shape) for part in (law.mean, law.variance))
+        mean, variance = (part.reshape(len(raw), *self.shape) for part in (law.mean, law.variance))
         return Gaussian(mean, variance) if self.kind == "gaussian" else DiscretisedGaussian(mean, variance, self.levels)
 
 

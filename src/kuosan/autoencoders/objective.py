@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -28,7 +28,7 @@ class Elbo(Objective):
 
     warmup: int = 0
     free_bits: float = 0.0
-    times: TimeSampler = SPREAD
+    times: TimeSampler = field(default=SPREAD, init=False)
 
     def __post_init__(self):
         if self.warmup < 0 or not self.free_bits >= 0:

@@ -21,6 +21,8 @@ TRAVERSED = (-3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 #: Latents that are traversed in each layer, the most active first.
 MOST_TRAVERSED = 4
 SHOWN = 10
+#: Draws of all latents of an example, in each of two halves, for the means of its layers.
+PATHS = 8
 
 
 class AutoencoderMeasurements(Measurements):
@@ -102,9 +104,20 @@ class AutoencoderMeasurements(Measurements):
 
     @torch.no_grad()
     def _variances(self) -> list[Tensor]:
-        """Of each layer, how much the mean of q varies over examples, for each of its latents."""
-        path, _ = self._path(min(1000, len(self.run.data.held_out)))
-        return [law.mean.var(0).cpu() for law in path.laws[1:]]
+        """Var_x E[z|x] of each latent of each layer: how much the mean of q varies over examples.
+
+        As the covariance of the means along two halves of the paths: what a neighbour's noise puts into a mean is
+        drawn anew in each, and leaves no trace.
+        """
+        x, _ = self.run.examples("held_out", 1000)
+        generator = stream("report")
+        halves = []
+        for _ in range(2):
+            paths = [self.run.autoencoder.path(x, generator=generator) for _ in range(PATHS)]
+            laws = zip(*(path.laws[1:] for path in paths), strict=True)
+            halves.append([torch.stack([law.mean for law in layer]).mean(0) for layer in laws])
+        centred = [[mean - mean.mean(0) for mean in half] for half in halves]
+        return [(a * b).mean(0).clamp_min(0).cpu() for a, b in zip(*centred, strict=True)]
 
     def units(self) -> tuple[dict[str, Any], str]:
         variances = self._variances()

@@ -221,7 +221,7 @@ class Measurements(ABC):
 
     def comparable(self, evaluated: Mapping[str, Any], bound: Bound) -> bool:
         """Whether what `kuosan evaluate` found is the same bound."""
-        return bool(evaluated)
+        return evaluated.get("examples", 0) >= len(bound.total)
 
     def bits_per_dim(self) -> tuple[dict[str, Any], dict[str, str]]:
         progress = Progress("bound")

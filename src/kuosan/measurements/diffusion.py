@@ -20,6 +20,7 @@ from kuosan.progress import Progress
 from kuosan.runs import DiffusionRun
 from kuosan.solvers import Ancestral, Auto, Noise
 from kuosan.solvers import run as execute
+from kuosan.variance import MEASURED
 
 EVALUATIONS = (1, 2, 3, 5, 10, 20, 50, 100)
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1)
@@ -118,13 +119,15 @@ class DiffusionMeasurements(Measurements):
 
     def comparable(self, evaluated: Mapping[str, Any], bound: Bound) -> bool:
         found = (evaluated.get("steps"), evaluated.get("variance"), evaluated.get("grid", "even"))
-        return found == (len(bound.times), self.run.recipe.evaluation.variance, "even")
+        same = found == (len(bound.times), self.run.recipe.evaluation.variance, "even")
+        return same and evaluated.get("examples", 0) >= len(bound.total)
 
     @property
     def decoder(self) -> str:
         if self.run.recipe.denoiser.predicts == "levels":
             return f"the network’s own probabilities of the {self.run.levels} levels"
-        return f"a Gaussian around x̂₀ of variance σ²/α², cut into {self.run.levels} bins"
+        variance = "M_t, measured," if self.run.recipe.evaluation.variance in MEASURED else "σ²/α²,"
+        return f"a Gaussian around x̂₀ of variance {variance} cut into {self.run.levels} bins"
 
     def curve(self, splits: Mapping[str, Bound]) -> tuple[dict[str, Any] | None, dict[str, str]]:
         return figures.terms(splits, self.run.denoiser.process)

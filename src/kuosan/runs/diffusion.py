@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -230,6 +231,10 @@ class DiffusionRun(Run):
         """One Hutchinson probe for each draw, and x_start drawn from the process (:mod:`kuosan.dequantisation`)."""
         progress = Progress("ODE: states")
         how: dict[str, Any] = {"divergence": "rademacher", "batch_size": 1024, "progress": progress}
+        process = self.denoiser.process
+        if self.denoiser.predicts in ("eps", "score", "energy") and float(process.alpha(1.0)) == 0:
+            # they say nothing of x0 where there is no signal: end, as sampling begins, where a thousandth is
+            how["end"] = float(process.schedule.time_of(-2 * math.log(1000.0)))
         return data_bound(self.denoiser, x, condition, draws=draws, **how)
 
     def elbo_settings(self) -> dict[str, Any]:

@@ -297,11 +297,15 @@ class Run(ABC):
     def chain(self, **settings: Any) -> tuple[Chain, dict[str, Any]]:
         """The model as a ladder, and in words how; settings of its own kind that are None are the recipe's."""
 
+    def chosen(self, split: str = "held_out", most: int | None = None) -> Tensor:
+        """Which examples of a split are measured, at most so many; always the same ones."""
+        length = len(getattr(self.data, split))
+        n = min(length, self.recipe.evaluation.examples if most is None else most)
+        return torch.randperm(length, generator=stream("evaluation"))[:n] if n < length else torch.arange(n)
+
     def examples(self, split: str = "held_out", most: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Pixels and classes of at most so many examples of a split, "held_out" or "train"; always the same ones."""
-        part = getattr(self.data, split)
-        n = min(len(part), self.recipe.evaluation.examples if most is None else most)
-        chosen = torch.randperm(len(part), generator=stream("evaluation"))[:n] if n < len(part) else torch.arange(n)
+        """Pixels and classes of the examples of :meth:`chosen`, of the split "held_out" or "train"."""
+        part, chosen = getattr(self.data, split), self.chosen(split, most)
         condition = part.labels[chosen].to(device()) if self.conditional else None
         return to_pixels(part.levels[chosen], self.levels).to(device()), condition
 
@@ -340,20 +344,22 @@ class Run(ABC):
             draws: repeats of the bound and of the ODE's; default the recipe's, and 1.
             settings: of :meth:`chain`.
         """
-        chain, _ = self.chain(**settings)
+        chain = self.chain(**settings)[0] if set(measures) - {"ode"} else None
         more = {} if draws is None else {"draws": draws}
         found: dict[str, Bound | Likelihood] = {}
         for name in measures:
+            if name not in MEASURES:
+                raise ValueError(f"a measure is one of {', '.join(MEASURES)}, got {name!r}")
+            if name == "ode":
+                found[name] = self.by_ode(x, condition, 1 if draws is None else draws)
+                continue
+            assert chain is not None
             if name == "bound":
                 progress = Progress("bound: terms")
                 found[name] = chain.elbo(x, condition, **self.elbo_settings() | more, progress=progress)
-            elif name == "importance":
+            else:
                 progress = Progress("importance: paths")
                 found[name] = chain.importance_weighted(x, condition, samples=importance, progress=progress)
-            elif name == "ode":
-                found[name] = self.by_ode(x, condition, 1 if draws is None else draws)
-            else:
-                raise ValueError(f"a measure is one of {', '.join(MEASURES)}, got {name!r}")
         return found
 
     def evaluate(
@@ -397,17 +403,19 @@ class Run(ABC):
             if split not in SPLITS:
                 raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
             x, condition = self.examples(split, examples)
-            names, where = [str(i) for i in range(len(x))], split
+            names, where = [str(i) for i in self.chosen(split, examples).tolist()], split
         else:
+            if self.conditional and self.recipe.training.label_drop == 0:
+                raise RunError(f"{self.folder} never trained without a class, and these pictures have none")
             names, x = image_data.read_pictures(files, self.shape, self.levels)
             x, condition, where = x.to(device()), None, "files"
         found = self.likelihoods(x, condition, measures, importance=importance, draws=draws, **settings)
         path = self.folder / f"evaluation{'' if where == 'held_out' else '-' + where}.json"
-        result: dict[str, Any] = self._kept(path) if where == "held_out" else {}
-        result |= {"run": str(self.folder), "step": self.step, "split": where, "scored": len(x)}
-        result["likelihoods"] = dict(result.get("likelihoods", {})) | {
-            name: self._in_bits(name, value, settings) for name, value in found.items()
-        }
+        result: dict[str, Any] = {"run": str(self.folder), "step": self.step, "split": where, "scored": len(x)}
+        if self.conditional and files is not None:
+            result["condition"] = "any class"
+        how = self.chain(**settings)[1] if "bound" in found or "importance" in found else {}
+        result["likelihoods"] = {name: self._in_bits(value, how) for name, value in found.items()}
         if "bound" in found:
             bound = found["bound"]
             assert isinstance(bound, Bound)
@@ -420,16 +428,7 @@ class Run(ABC):
         write(path, json.dumps(result, indent=2, ensure_ascii=False))
         return result
 
-    def _kept(self, path: Path) -> dict[str, Any]:
-        """What was measured of these weights before; nothing if they are others."""
-        try:
-            kept = json.loads(path.read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return kept if kept.get("step") == self.step and "likelihoods" in kept else {}
-
-    def _in_bits(self, name: str, value: Bound | Likelihood, settings: Mapping[str, Any]) -> dict[str, Any]:
-        _, how = self.chain(**settings) if name != "ode" else (None, {})
+    def _in_bits(self, value: Bound | Likelihood, how: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, Bound):
             bits = value.bits_per_dim()
             total, error, monte_carlo = bits.total, bits.standard_error, bits.monte_carlo_error
