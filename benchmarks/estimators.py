@@ -35,8 +35,8 @@ def main() -> None:
     todo = [(way, n, repeat) for n in options.evaluations for way in WAYS for repeat in range(options.repeats)]
     found: dict[tuple[str, int], list[ks.Bound]] = {}
     for done, (way, n, repeat) in enumerate(todo, 1):
-        spent = 0 if way != "importance" else 24 * 16 / len(x)  # the pilot's
-        draws = max(1, int((n - spent) / 2))  # each draw takes one evaluation of a step and one of the decoder
+        # a draw takes one evaluation of a step and one of the decoder; importance sampling one of all, and its pilot
+        draws = max(1, int(n - 25 * 16 / len(x)) if way == "importance" else n // 2)
         found.setdefault((way, n), []).append(chain.elbo(x, condition, terms=way, draws=draws, seed=repeat))
         progress(done, len(todo))
     for (way, _), bounds in found.items():

@@ -725,23 +725,23 @@ def test_each_rung_of_a_drawn_bound_is_unbiased(terms):
     assert float(exact[1:-1].max() / exact[1:-1].min()) > 5
 
 
-@pytest.mark.parametrize("length", [2, 3, 30, 200])
+@pytest.mark.parametrize("length", [1, 2, 3, 30, 200])
 def test_the_chances_of_the_pilot_are_positive_sum_to_one_and_follow_the_terms(length):
-    """Terms that are one in the upper half and nothing below: all but the floor goes to the upper half."""
+    """Terms that are one in the upper half and nothing below, the decoder's too: all but the floor goes up there."""
     pilot = Pilot(length)
     visits = pilot.plan(3, dice())
     assert set(visits.example.tolist()) == {0, 1, 2}
-    assert 1 <= int(visits.rung.min()) <= int(visits.rung.max()) <= length - 1
-    upper = torch.arange(1, length) > length // 2
-    for values in ((visits.rung > length // 2).double(), torch.zeros(len(visits))):
+    assert 0 == int(visits.rung.min()) <= int(visits.rung.max()) <= length - 1
+    upper = torch.arange(length) >= length // 2
+    for values in ((visits.rung >= length // 2).double(), torch.zeros(len(visits))):
         chances = pilot.chances(visits, values)
-        assert chances.shape == (length - 1,)
+        assert chances.shape == (length,)
         assert float(chances.min()) > 0
         assert float(chances.sum()) == pytest.approx(1, abs=1e-12)
-        if bool(values.any()):
+        if bool(values.any()) and length > 1:
             assert float(chances[upper].mean()) > 5 * float(chances[~upper].mean())
         else:
-            assert torch.allclose(chances, torch.full_like(chances, 1 / (length - 1)))
+            assert torch.allclose(chances, torch.full_like(chances, 1 / length))
 
 
 def test_where_the_terms_differ_a_lot_importance_has_the_smaller_variance():
@@ -771,18 +771,18 @@ def test_stratified_points_are_one_in_each_stratum_and_an_example_s_own_are_spre
 
 @pytest.mark.parametrize("terms", TERMS[2:])
 def test_a_plan_visits_the_ends_once_and_one_rung_between_with_one_over_its_chance(terms):
-    """Counted: 3 examples, 10 draws, 6 rungs; chances that only "importance" is given."""
-    chances = f64([0.1, 0.2, 0.3, 0.15, 0.25]) if terms == "importance" else None
+    """Counted: 3 examples, 10 draws, 6 rungs; "importance" has chances, and draws the decoder like the others."""
+    chances = f64([0.1, 0.1, 0.2, 0.2, 0.15, 0.25]) if terms == "importance" else None
     visits = plan(terms, 3, 6, 10, dice(), chances)
-    assert len(visits) == 3 * 10 * 3
-    for rung in (0, 6):
+    assert len(visits) == 3 * 10 * (3 if chances is None else 2)
+    for rung in (0, 6) if chances is None else (6,):
         chosen = visits[visits.rung == rung]
         assert torch.equal(chosen.example.bincount(), torch.full((3,), 10))
         assert bool((chosen.weight == 1).all())
-    between = visits[(visits.rung > 0) & (visits.rung < 6)]
-    assert torch.equal(between.example.bincount(), torch.full((3,), 10))
-    expected = torch.full((5,), 0.2).double() if chances is None else chances
-    assert torch.allclose(between.weight, 1 / expected[between.rung - 1])
+    drawn = visits[(visits.rung > 0) & (visits.rung < 6)] if chances is None else visits[visits.rung < 6]
+    assert torch.equal(drawn.example.bincount(), torch.full((3,), 10))
+    expected = f64([1.0, 0.2, 0.2, 0.2, 0.2, 0.2]) if chances is None else chances
+    assert torch.allclose(drawn.weight, 1 / expected[drawn.rung])
 
 
 @pytest.mark.parametrize("mixed", [False, True])

@@ -441,8 +441,8 @@ class Chain(nn.Module):
             terms: "all" evaluates every rung, each with latents drawn for it alone; "shared" all of them along one
                 path; "random" the two ends and one rung between for each example and draw, "stratified" the same with
                 the rungs of all examples and draws spread evenly, "importance" the same, more often where the terms
-                are large, found by a pilot of a few hundred evaluations. All are unbiased. Default: "all" where q is
-                known at every rung, otherwise "shared".
+                are large, found by a pilot of a few hundred evaluations, the decoder's among them. All are unbiased.
+                Default: "all" where q is known at every rung, otherwise "shared".
             analytic: along a path, the rungs whose KL is taken in closed form; True: all those where that is valid.
             draws: how many times each is repeated.
             seed: of all that is drawn.
@@ -467,9 +467,10 @@ class Chain(nn.Module):
                     tally, estimator, rungs, x, condition, terms, draws, batch_size, generator, progress
                 )
         between = self.length - 1
-        each = between if terms in ("all", "shared") else min(1, between)
+        # the decoder and the rungs between; of the importance-sampled all together one
+        each = 1 + (between if terms in ("all", "shared") else 0 if terms == "importance" else min(1, between))
         nested = 2 if isinstance(self.model.prior(), Chain) else 0  # an estimate of a prior's own bound
-        evaluations = draws * (1 + each + nested) + extra / len(x)
+        evaluations = draws * (each + nested) + extra / len(x)
         return tally.bound(self.times, x[0].numel(), evaluations, self.model.discrete)
 
     def _along_paths(self, tally, estimator, analytic, x, condition, draws, batch_size, generator, progress) -> None:
@@ -498,7 +499,7 @@ class Chain(nn.Module):
             return self.term(estimator, i, place, analytic, generator).double().cpu()
 
         mixed, chances, extra = self.guide.mixed, None, 0
-        if terms == "importance" and self.length > 1:
+        if terms == "importance":
             pilot = Pilot(self.length)
             visits = pilot.plan(len(x), generator)
             values = torch.zeros(len(visits), dtype=torch.float64)
