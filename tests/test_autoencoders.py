@@ -141,7 +141,8 @@ def decoder(kind, levels=5, size=1.0):
 @pytest.mark.parametrize("levels", [2, 5])
 def test_the_chances_of_all_levels_add_up_to_one(kind, levels):
     """Every level in turn at every coordinate."""
-    law = decoder(kind, levels)(torch.randn(4, 3, generator=dice(), dtype=torch.float64))
+    with torch.no_grad():
+        law = decoder(kind, levels)(torch.randn(4, 3, generator=dice(), dtype=torch.float64))
     values = torch.linspace(-1, 1, levels)
     chances = torch.stack([law.log_prob(torch.full((4, *SHAPE), float(v))) for v in values]).exp()
     assert chances.shape == (levels, 4, *SHAPE)

@@ -244,7 +244,8 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         )
         if name == "bound":
             bits = result["bits_per_dim"]
-            lines += [f"{'  ' + term:32s}{bits[term]:>9.4f}" for term in ("reconstruction", "prior", "matching")]
+            terms = {term: round(bits[term], 4) + 0.0 for term in ("reconstruction", "prior", "matching")}  # no -0
+            lines += [f"{'  ' + term:32s}{value:>9.4f}" for term, value in terms.items()]
             how = (
                 f"{bits['steps']} steps on the {bits['grid']} grid, variance {bits['variance']}, {bits['terms']} terms"
                 if "steps" in bits

@@ -341,7 +341,7 @@ class Run(ABC):
         """Each measure of log P(x): "bound", "importance" (weighted, of so many paths), "ode".
 
         Args:
-            draws: repeats of the bound and of the ODE's; default the recipe's, and 1.
+            draws: repeats of the bound and of the ODE's; default the recipe's, and 2: one would not tell its noise.
             settings: of :meth:`chain`.
         """
         chain = self.chain(**settings)[0] if set(measures) - {"ode"} else None
@@ -351,7 +351,7 @@ class Run(ABC):
             if name not in MEASURES:
                 raise ValueError(f"a measure is one of {', '.join(MEASURES)}, got {name!r}")
             if name == "ode":
-                found[name] = self.by_ode(x, condition, 1 if draws is None else draws)
+                found[name] = self.by_ode(x, condition, 2 if draws is None else draws)
                 continue
             assert chain is not None
             if name == "bound":
