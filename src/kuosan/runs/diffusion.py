@@ -207,6 +207,7 @@ class DiffusionRun(Run):
         steps: int | None = None,
         grid: Grid | None = None,
         on_trajectory: bool = False,
+        decoder_variance: float | None = None,
     ) -> tuple[DiffusionChain, dict[str, Any]]:
         """The chain of K steps whose bound is this model's.
 
@@ -215,6 +216,7 @@ class DiffusionRun(Run):
             steps: K; default the recipe's.
             grid: the noisy times, in the place of ``steps``.
             on_trajectory: on the best K times instead of evenly spread ones.
+            decoder_variance: of the last step: :class:`kuosan.DiffusionChain`.
         """
         section = self.recipe.evaluation
         choice = section.variance if variance is None else variance
@@ -223,7 +225,9 @@ class DiffusionRun(Run):
             grid = self.trajectory(section.bound_steps if steps is None else steps, str(searched))
         if grid is None:
             grid = self.denoiser.process.grid(section.bound_steps if steps is None else steps)
-        chain = DiffusionChain(self.denoiser, grid=grid, variance=self.variance(choice))
+        chain = DiffusionChain(
+            self.denoiser, grid=grid, variance=self.variance(choice), decoder_variance=decoder_variance
+        )
         name = choice if isinstance(choice, str) else repr(choice)
         return chain, {"steps": len(grid), "grid": "best trajectory" if on_trajectory else "even", "variance": name}
 
