@@ -25,10 +25,10 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 import kuosan as ks
-from kuosan.chain import Place
 from kuosan.diffusion import DiffusionChain
 from kuosan.figures import FIRST, INK, LINE, SECOND, SOFT
 from kuosan.gaussian import Gaussian
+from kuosan.kernels import Place
 from kuosan.variance import OptimalVariance
 
 DOCS = Path(__file__).parent.parent / "docs"

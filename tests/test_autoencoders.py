@@ -17,9 +17,9 @@ from kuosan.autoencoders import DECODERS, Autoencoder
 from kuosan.autoencoders.heads import Decoder, FlowHead, GaussianHead
 from kuosan.autoencoders.hierarchy import BottomUp, TopDown
 from kuosan.autoencoders.objective import Elbo
-from kuosan.chain import Generative, Guide
 from kuosan.cli import main
 from kuosan.decoders import DiscretisedGaussian
+from kuosan.kernels import Generative, Guide
 from kuosan.recipe import RecipeError
 from kuosan.runs import AutoencoderRun, RunError
 from kuosan.train import train

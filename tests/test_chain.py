@@ -14,7 +14,7 @@ from torch import nn
 import kuosan as ks
 from conftest import ALL_SCHEDULES
 from kuosan import Chain, DiffusionChain, Gaussian, Grid, Mixture, Process, schedules
-from kuosan.chain import Generative, Guide, Place
+from kuosan.kernels import Generative, Guide, Place
 from kuosan.variance import OptimalVariance
 from kuosan.visits import TERMS, Pilot, Visits, even, plan, shares_of
 

@@ -16,10 +16,10 @@ from kuosan import recipe as recipes
 from kuosan.autoencoders import Autoencoder
 from kuosan.autoencoders.objective import Elbo
 from kuosan.build import make_model
-from kuosan.chain import Generative, Guide
 from kuosan.cli import main
 from kuosan.denoiser import EDM
 from kuosan.gaussian import per_example
+from kuosan.kernels import Generative, Guide
 from kuosan.learned import LearnedSchedule
 from kuosan.networks import NETWORKS
 from kuosan.recipe import RecipeError

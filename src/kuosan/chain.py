@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,138 +17,9 @@ from torch import Tensor, nn
 from kuosan.bound import Bound, Likelihood, Tally, error_of_mean
 from kuosan.denoiser import evaluating
 from kuosan.gaussian import Gaussian, per_example
+from kuosan.kernels import Generative, Guide, Path, Place, Rung, check_shapes, log_prob_of, name_of, negative_entropy
 from kuosan.seeds import stream
 from kuosan.visits import TERMS, Pilot, Visits, plan, shares_of
-
-Rung = int | Tensor
-
-
-class Law(Protocol):
-    """What a kernel is, given its parents: anything that can sample and score itself. :class:`Gaussian` is one."""
-
-    def sample(self, *, generator: torch.Generator | None = None) -> Tensor: ...
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """(B, ...), nats; summed over all dimensions but the first."""
-        ...
-
-
-class Guide(nn.Module):
-    """q(z_1, ..., z_T | x), as kernels going up, going down, or both: a subclass gives those that it knows.
-
-    Attributes:
-        length: T.
-        mixed: the kernels take a tensor of rungs, one for each example; only a ladder whose rungs are all of one shape.
-    """
-
-    length: int
-    mixed = False
-
-    def read(self, x: Tensor, condition: Any = None) -> Any:
-        """What the kernels are given: x, and whatever is computed of it once for all rungs."""
-        return x
-
-    def up(self, i: Rung, below: Sequence[Tensor], given: Any) -> Law:
-        """q(z_i | z_{i-1}, ..., x)."""
-        raise NotImplementedError
-
-    def posterior(self, i: Rung, above: Sequence[Tensor], given: Any) -> Law:
-        """q(z_i | z_{i+1}, ..., z_T, x); of the last rung, q(z_T | x)."""
-        raise NotImplementedError
-
-    def marginal(self, i: Rung, given: Any) -> Law:
-        """q(z_i | x), if the ladder is Markov; of rung 0 the point x."""
-        raise NotImplementedError
-
-    def bridge(self, i: Rung, below: Sequence[Tensor], above: Sequence[Tensor], given: Any) -> Gaussian:
-        """q(z_i | z_{i-1}, z_{i+1}), if the ladder is Markov."""
-        raise NotImplementedError
-
-    def knows(self, kernel: str) -> bool:
-        return getattr(type(self), kernel) is not getattr(Guide, kernel)
-
-
-class Generative(nn.Module):
-    """p(z_T) p(z_{T-1}|z_T) ... p(x|z_1, ...).
-
-    Attributes:
-        length: T.
-        shapes: of one x, one z_1, ..., one z_T; needed to draw from p.
-        markov: the kernel of rung i looks at z_{i+1} alone.
-        discrete: p(x|z) is a probability, not a density.
-    """
-
-    length: int
-    shapes: tuple[tuple[int, ...], ...]
-    markov = True
-    discrete = False
-
-    @property
-    def noise_shape(self) -> tuple[int]:
-        """Of the standard-normal numbers that one draw of all latents and x takes."""
-        return (sum(math.prod(shape) for shape in self.shapes),)
-
-    def prior(self, condition: Any = None) -> Law | Chain:
-        """p(z_T), as a law or, if all that is known is a bound on it, as another chain."""
-        raise NotImplementedError
-
-    def down(self, i: Rung, above: Sequence[Tensor], condition: Any = None) -> Law:
-        """p(z_i | z_{i+1}, ..., z_T); of rung 0 the decoder p(x | z_1, ...)."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Place:
-    """A rung with what was drawn around it; ``law`` is what z_i was drawn from."""
-
-    given: Any
-    condition: Any
-    x: Tensor
-    above: tuple[Tensor, ...]
-    below: tuple[Tensor, ...] = ()
-    z: Tensor | None = None
-    law: Any = None
-
-
-@dataclass(frozen=True)
-class Path:
-    """One draw of all latents. ``z[0]`` is x; ``laws[i]`` is what z[i] was drawn from."""
-
-    z: list[Tensor]
-    laws: list[Any]
-    given: Any
-    condition: Any
-
-    def at(self, i: int) -> Place:
-        below = tuple(reversed(self.z[:i]))
-        return Place(self.given, self.condition, self.z[0], tuple(self.z[i + 1 :]), below, self.z[i], self.laws[i])
-
-
-def _check_shapes(i: Rung, q: Sequence[int], p: Sequence[int]) -> None:
-    try:
-        fits = torch.broadcast_shapes(q, p) == tuple(q)
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(f"{_name(i)}: q gives examples of shape {tuple(q[1:])}, p of shape {tuple(p[1:])}")
-
-
-def _name(i: Rung) -> str:
-    return f"rung {i}" if isinstance(i, int) else f"rungs {int(i.min())} to {int(i.max())}"
-
-
-def _log_prob(i: Rung, law: Any, z: Tensor) -> Tensor:
-    """log-probability of each example, (B,)."""
-    shape = getattr(law, "shape", None)
-    if shape is not None:
-        _check_shapes(i, z.shape, shape)
-    value = law.log_prob(z)
-    return per_example(value) if value.ndim > 1 else value
-
-
-def _negative_entropy(i: Rung, q: Any, z: Tensor) -> Tensor:
-    """E log q in closed form of a Gaussian, otherwise log q(z) of its draw, (B,)."""
-    return per_example(-q.entropy()) if isinstance(q, Gaussian) else _log_prob(i, q, z)
 
 
 class Chain(nn.Module):
@@ -269,14 +139,14 @@ class Chain(nn.Module):
             return kernel(i, parents, given)
         except RuntimeError as error:  # which of many layers a matrix did not fit is in the message, which rung is not
             shapes = ", ".join(str(tuple(z.shape[1:])) for z in parents)
-            error.add_note(f"in the kernel of {what}, at {_name(i)}, given latents of shape {shapes}")
+            error.add_note(f"in the kernel of {what}, at {name_of(i)}, given latents of shape {shapes}")
             raise
 
     # -- the terms ----------------------------------------------------------------------------------------------------
 
     def decoding(self, x: Tensor, above: tuple[Tensor, ...], condition: Any = None) -> Tensor:
         """-log p(x | z_1, ...), (B,): the term of rung 0 in every form."""
-        return -_log_prob(0, self._p(0, above, condition), x)
+        return -log_prob_of(0, self._p(0, above, condition), x)
 
     def divergence(
         self,
@@ -294,15 +164,15 @@ class Chain(nn.Module):
         """
         p = self._p(i, above, condition)
         if isinstance(q, Gaussian) and isinstance(p, Gaussian):
-            _check_shapes(i, q.shape, p.shape)
+            check_shapes(i, q.shape, p.shape)
             return per_example(q.kl(p))
         z = q.sample(generator=generator) if z is None else z
-        return _negative_entropy(i, q, z) - self._log_p(i, p, z, condition, generator)
+        return negative_entropy(i, q, z) - self._log_p(i, p, z, condition, generator)
 
     def _log_p(self, i: Rung, p: Any, z: Tensor, condition: Any, generator: torch.Generator | None) -> Tensor:
         if isinstance(p, Chain):
             return p.estimate(z, condition, generator=generator)
-        return _log_prob(i, p, z)
+        return log_prob_of(i, p, z)
 
     def _consistency(self, i: Rung, place: Place, printed: bool, generator: torch.Generator | None) -> Tensor:
         up = self._up(i, place.below, place.given)
@@ -311,8 +181,8 @@ class Chain(nn.Module):
         bridge = self.guide.bridge(i, place.below, place.above, place.given)
         p = self._p(i, place.above, place.condition)
         if not isinstance(up, Gaussian) or not isinstance(p, Gaussian):
-            raise ValueError(f"{_name(i)}: the bridge form needs Gaussian kernels; use estimator='path'")
-        _check_shapes(i, up.shape, p.shape)
+            raise ValueError(f"{name_of(i)}: the bridge form needs Gaussian kernels; use estimator='path'")
+        check_shapes(i, up.shape, p.shape)
         return per_example(bridge.cross_entropy(p) - bridge.cross_entropy(up))
 
     def term(
@@ -337,7 +207,7 @@ class Chain(nn.Module):
         if isinstance(i, int) and i in analytic:
             return self.divergence(i, place.law, place.above, place.condition, z=place.z, generator=generator)
         p = self._p(i, place.above, place.condition)
-        return _log_prob(i, place.law, place.z) - self._log_p(i, p, place.z, place.condition, generator)
+        return log_prob_of(i, place.law, place.z) - self._log_p(i, p, place.z, place.condition, generator)
 
     # -- what may be asked --------------------------------------------------------------------------------------------
 
@@ -403,7 +273,7 @@ class Chain(nn.Module):
         if log_prior is None:
             return [*costs, self.term("path", last, path.at(last), analytic, generator)]
         z = path.z[last]
-        return [*costs, _negative_entropy(last, path.laws[last], z) - log_prior(z)]
+        return [*costs, negative_entropy(last, path.laws[last], z) - log_prior(z)]
 
     def estimate(self, x: Tensor, condition: Any = None, *, generator: torch.Generator | None = None) -> Tensor:
         """One unbiased estimate of the bound, (B,), nats, through which gradients pass: what training maximises.
@@ -569,8 +439,8 @@ class Chain(nn.Module):
             if isinstance(p, Chain):
                 of_model = p.log_weight(path.z[i], condition, generator=generator)
             else:
-                of_model = _log_prob(i, p, path.z[i])
-            total = total + of_model - _log_prob(i, path.laws[i], path.z[i])
+                of_model = log_prob_of(i, p, path.z[i])
+            total = total + of_model - log_prob_of(i, path.laws[i], path.z[i])
         return total
 
     def _log_weight_of_neighbours(self, x: Tensor, condition: Any, generator: torch.Generator | None) -> Tensor:
@@ -580,12 +450,12 @@ class Chain(nn.Module):
             law = self._up(i, (z,), given)
             above = law.sample(generator=generator)
             p = self._p(i - 1, (above,), condition)
-            total = total + _log_prob(i - 1, p, z) - _log_prob(i, law, above)
+            total = total + log_prob_of(i - 1, p, z) - log_prob_of(i, law, above)
             z = above
         prior = self.model.prior(condition)
         if isinstance(prior, Chain):
             return total + prior.log_weight(z, condition, generator=generator)
-        return total + _log_prob(self.length, prior, z)
+        return total + log_prob_of(self.length, prior, z)
 
 
 #: The most numbers of a batch of paths that are held at once.

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kuosan.chain import Chain, Generative, Guide, Place, Rung
+from kuosan.chain import Chain
 from kuosan.decoders import DiscretisedGaussian, Levels
 from kuosan.denoiser import Denoiser
 from kuosan.gaussian import Gaussian, per_example
+from kuosan.kernels import Generative, Guide, Place, Rung
 from kuosan.prediction import Prediction
 from kuosan.process import Grid, Process, expand
 from kuosan.schedules import float64

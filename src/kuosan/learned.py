@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -120,7 +120,7 @@ class Continuous(Objective):
     """
 
     decoded: float = 0.125
-    times: TimeSampler = Stratified()  # noqa: RUF009
+    times: TimeSampler = field(default_factory=Stratified)
 
     def __post_init__(self):
         if not 0 < self.decoded <= 1:

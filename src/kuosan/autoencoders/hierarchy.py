@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kuosan.autoencoders.heads import POSTERIORS, Decoder, GaussianHead, Perceptron
-from kuosan.chain import Chain, Generative, Guide, Law
+from kuosan.chain import Chain
 from kuosan.gaussian import Gaussian
+from kuosan.kernels import Generative, Guide, Law
 
 INFERENCE = ("bottom_up", "top_down")
 

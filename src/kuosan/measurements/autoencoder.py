@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from kuosan.bound import Bound
-from kuosan.chain import Chain, Path
+from kuosan.chain import Chain
 from kuosan.figures import bars
 from kuosan.image.data import to_levels
+from kuosan.kernels import Path
 from kuosan.measurements.base import Measurements
 from kuosan.runs import AutoencoderRun, device
 from kuosan.seeds import stream
@@ -40,7 +42,7 @@ class AutoencoderMeasurements(Measurements):
         "traversals",
         "neighbours",
     )
-    shares = {"samples": 0.3, "bound": 0.5}  # noqa: RUF012
+    shares: ClassVar[Mapping[str, float]] = {"samples": 0.3, "bound": 0.5}
 
     def one_evaluation(self, samples: int) -> None:
         self.run.sample(samples)
@@ -83,7 +85,7 @@ class AutoencoderMeasurements(Measurements):
     def _decoded(self, z: list[Tensor]) -> Tensor:
         """The mean of p(x|z), as levels."""
         law = self.run.autoencoder.model.down(0, tuple(z[1:]))
-        return to_levels(law.mean.cpu(), self.run.levels)  # type: ignore[attr-defined]
+        return to_levels(law.mean.cpu(), self.run.levels)
 
     def reconstructions(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Held-out images, and what comes back from the latents of the first i layers, all above drawn from p."""
@@ -94,7 +96,7 @@ class AutoencoderMeasurements(Measurements):
         for kept in range(1, length + 1):  # the layers from z_kept up are the image's own; what is below is p's mean
             z = list(path.z)
             for i in range(kept - 1, 0, -1):
-                z[i] = model.model.down(i, tuple(z[i + 1 :])).mean  # type: ignore[attr-defined]
+                z[i] = model.model.down(i, tuple(z[i + 1 :])).mean
             levels = self._decoded(z)
             name = "all layers" if kept == 1 else f"z{kept} and above" if kept < length else f"z{kept} alone"
             rows.append({"name": name, "images": self.pictures_of(levels)})
@@ -145,7 +147,7 @@ class AutoencoderMeasurements(Measurements):
                 scale = torch.ones((), device=device()) if law is None else law.std[0, latent]
                 z[layer][:, latent] = start.z[layer][0, latent] + torch.tensor(TRAVERSED).to(scale) * scale
                 for i in range(layer - 1, 0, -1):
-                    z[i] = model.model.down(i, tuple(z[i + 1 :])).mean  # type: ignore[attr-defined]
+                    z[i] = model.model.down(i, tuple(z[i + 1 :])).mean
                 name = f"z{layer}, {latent}"
                 rows.append({"name": name, "setting": name, "images": self.pictures_of(self._decoded(z))})
         return {"values": list(TRAVERSED), "rows": len(rows)}, rows

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ class Measurements(ABC):
 
     kind: str
     sections: tuple[str, ...] = SECTIONS
-    shares: Mapping[str, float]
+    shares: ClassVar[Mapping[str, float]]
 
     def __init__(self, run: Any, budget: float):
         self.run, self.budget = run, budget

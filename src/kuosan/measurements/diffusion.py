@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,7 +42,12 @@ class DiffusionMeasurements(Measurements):
         "temperature",
         "neighbours",
     )
-    shares = {"samples": 0.15, "bound": 0.2, "evaluations": 0.3, "temperature": 0.35}  # noqa: RUF012
+    shares: ClassVar[Mapping[str, float]] = {
+        "samples": 0.15,
+        "bound": 0.2,
+        "evaluations": 0.3,
+        "temperature": 0.35,
+    }
 
     @property
     def longest(self) -> int:
