@@ -127,14 +127,19 @@ class Schedule(ABC):
         return alpha * log_alpha_rate, sigma * log_sigma_rate
 
     def time_of(self, log_snr: Tensor | float) -> Tensor:
-        """The time at which the curve has this log-SNR, by bisection; clamped to the noisy times (0, 1]."""
+        """The time at which the curve has this log-SNR, by sectioning; clamped to the noisy times (0, 1].
+
+        Bisection, but into 256 parts at once where few times are asked for: a curve costs the same at one as at 256.
+        """
         target = float64(log_snr)
-        low, high = torch.zeros_like(target), torch.ones_like(target)
-        for _ in range(64):
-            middle = 0.5 * (low + high)
-            noisier = self.log_snr(middle) < target
-            low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
-        return high
+        bits = 8 if target.numel() <= 16 else 1
+        parts = torch.linspace(0, 1, 2**bits + 1, dtype=torch.float64)
+        low, high = torch.zeros_like(target).unsqueeze(-1), torch.ones_like(target).unsqueeze(-1)
+        for _ in range(64 // bits):
+            t = torch.lerp(low, high, parts)
+            cleaner = (self.log_snr(t[..., 1:-1]) >= target.unsqueeze(-1)).sum(-1, keepdim=True)
+            low, high = t.gather(-1, cleaner), t.gather(-1, cleaner + 1)
+        return high.squeeze(-1)
 
     def at(self, u: Tensor) -> Tensor:
         """A training time from u in [0, 1): continuous curves stretch it over [t_min, 1], tables pick a step."""
