@@ -137,7 +137,7 @@ def decoder(kind, levels=5, size=1.0):
     return shaken(seeded(Decoder, kind, 3, SHAPE, levels, 16, 1).double(), size)
 
 
-@pytest.mark.parametrize("kind", ["levels", "discretised"])
+@pytest.mark.parametrize("kind", ["levels", "mixture", "discretised"])
 @pytest.mark.parametrize("levels", [2, 5])
 def test_the_chances_of_all_levels_add_up_to_one(kind, levels):
     """Every level in turn at every coordinate."""
@@ -169,6 +169,7 @@ def test_only_a_gaussian_decoder_is_a_density():
     made = {kind: seeded(Autoencoder, (1, 2, 3), 5, 2, decoder=kind, width=8, depth=1) for kind in DECODERS}
     assert {kind: one.model.discrete for kind, one in made.items()} == {
         "levels": True,
+        "mixture": True,
         "discretised": True,
         "gaussian": False,
     }
@@ -177,7 +178,7 @@ def test_only_a_gaussian_decoder_is_a_density():
         assert one.elbo(x, estimator="path").discrete == one.model.discrete
     off = torch.full((1, 1, 2, 3), 0.3)
     made["gaussian"].elbo(off, estimator="path")
-    for kind in ("levels", "discretised"):
+    for kind in ("levels", "mixture", "discretised"):
         with pytest.raises(ValueError, match="must lie on the 5 even levels"):
             made[kind].elbo(off, estimator="path")
 
@@ -308,7 +309,7 @@ def test_dropout_is_for_training_and_never_in_the_bound():
     [
         ({"inference": "sideways"}, "inference must be one of bottom_up, top_down, got 'sideways'"),
         ({"posterior": "cauchy"}, "posterior must be one of gaussian, flow, got 'cauchy'"),
-        ({"decoder": "poisson"}, "decoder must be one of levels, discretised, gaussian, got 'poisson'"),
+        ({"decoder": "poisson"}, "decoder must be one of levels, mixture, discretised, gaussian, got 'poisson'"),
         ({"latent": 7, "layers": 4}, "4 of them from latent = 7 on cannot be"),
         ({"layers": 0}, "0 of them from latent = 8 on cannot be"),
         ({"width": 0}, "width must lie in 1 to 65536"),
@@ -834,7 +835,7 @@ def test_a_recipe_of_two_minds_is_refused_when_it_is_read(tiny, overrides, words
         (["autoencoder.kind=gan"], "autoencoder.kind: must be one of vae, got 'gan'"),
         (["autoencoder.inference=sideways"], "autoencoder: inference must be one of bottom_up, top_down"),
         (["autoencoder.posterior=cauchy"], "autoencoder: posterior must be one of gaussian, flow"),
-        (["autoencoder.decoder=poisson"], "autoencoder: decoder must be one of levels, discretised, gaussian"),
+        (["autoencoder.decoder=poisson"], "autoencoder: decoder must be one of levels, mixture, discretised, gaussian"),
         (["autoencoder.latent=7", "autoencoder.layers=4"], "4 of them from latent = 7 on cannot be"),
         (["autoencoder.layers=0"], "autoencoder: there is at least one layer"),
         (["autoencoder.layers=1.5"], "autoencoder: layers"),

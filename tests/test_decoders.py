@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kuosan.decoders import DiscretisedGaussian, Levels, level_of
+from kuosan.decoders import DiscretisedGaussian, DiscretisedMixture, Levels, level_of
 from kuosan.gaussian import Gaussian
 
 LEVELS = 7
@@ -65,6 +65,46 @@ def test_the_noise_that_is_given_picks_the_level():
     """By hand: 0.1 + 0.5 * (-2, 0, 1, 9) = (-0.9, 0.1, 0.6, 4.6), to the nearest of three levels."""
     law = DiscretisedGaussian(f64(0.1).expand(4), f64(0.25), 3)
     assert law.sample(f64([-2.0, 0.0, 1.0, 9.0])).tolist() == [-1.0, 0.0, 1.0, 1.0]
+
+
+#: weights, and the Gaussians that they are of: apart, over each other, and one that is never chosen.
+MIXTURES = [
+    ([0.25, 0.75], [(-0.9, 0.1), (0.6, 0.2)]),
+    ([0.5, 0.3, 0.2], [(0.1, 0.4), (0.0, 3.0), (1.2, 0.5)]),
+    ([0.0, 1.0], [(-0.9, 0.1), (1 / 3, 0.2)]),
+]
+
+
+def mixture(weights, gaussians, n):
+    mean, std = f64(gaussians).T
+    wide = f64(weights).log().expand(n, -1)
+    return DiscretisedMixture(wide, DiscretisedGaussian(mean.expand_as(wide), (std**2).expand_as(wide), LEVELS))
+
+
+@pytest.mark.parametrize(("weights", "gaussians"), MIXTURES)
+def test_a_mixture_samples_each_level_as_often_as_it_says(weights, gaussians):
+    """Chi-square against the weighed sum of scipy's probabilities of the bins, which log_prob must give too."""
+    chances = sum(w * bins(*one) for w, one in zip(weights, gaussians, strict=True))
+    index = level_of(mixture(weights, gaussians, DRAWS).sample(generator=torch.Generator().manual_seed(1)), LEVELS)
+    assert index.shape == (DRAWS,)
+    assert fits(index.numpy(), chances)
+    assert mixture(weights, gaussians, LEVELS).log_prob(VALUES).exp().numpy() == pytest.approx(chances, rel=1e-9)
+
+
+def test_the_noise_that_is_given_picks_the_component_and_then_its_level():
+    """By hand: u = Phi(z) = .1, .2 are 40 % and 80 % into the first quarter; .4, .85 are 20 % and 80 % into the rest.
+
+    The quantiles of N(0, .5^2) and N(.5, .5^2) there are -.13, .42, .08, .92: to the nearest of seven levels.
+    """
+    law = mixture([0.25, 0.75], [(0.0, 0.5), (0.5, 0.5)], 4)
+    x = law.sample(f64(stats.norm.ppf([0.1, 0.2, 0.4, 0.85])))
+    assert level_of(x, LEVELS).tolist() == [3, 4, 3, 6]
+
+
+def test_the_mean_of_a_mixture_is_that_of_its_gaussians_within_the_levels():
+    """By hand: .25 (-.9) + .75 .6; and a mean beyond the last level counts as it."""
+    assert mixture([0.25, 0.75], [(-0.9, 0.1), (0.6, 0.2)], 1).mean.tolist() == pytest.approx([0.225])
+    assert mixture([0.5, 0.5], [(0.0, 1.0), (3.0, 0.1)], 1).mean.tolist() == pytest.approx([0.5])
 
 
 PROBABILITIES = f64([[0.05, 0.1, 0.3, 0.05, 0.2, 0.05, 0.25], [0.0, 0.0, 0.5, 0.0, 0.0, 0.5, 0.0]])

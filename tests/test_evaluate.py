@@ -13,6 +13,7 @@ from PIL import Image
 import kuosan as ks
 from kuosan import recipe as recipes
 from kuosan.cli import main
+from kuosan.dequantisation import data_bound
 from kuosan.image.data import to_levels
 from kuosan.train import train
 
@@ -395,7 +396,41 @@ def test_the_steps_and_the_variance_of_the_bound_may_be_chosen(diffusion, capsys
     assert result["bits_per_dim"]["total"] == pytest.approx(direct, rel=1e-9)
 
 
+def test_how_the_ode_is_solved_may_be_chosen(diffusion, capsys):
+    """Truth: data_bound asked directly; the exact divergence has no probes' noise, and no seed but that of y."""
+    run = ks.load(diffusion)
+    x, _ = run.examples("held_out", 4)
+    words = ("--ode", "--examples", 4, "--draws", 1, "--divergence", "exact")
+    for dequantisation in ("noise", "uniform"):
+        result = said(capsys, diffusion, *words, "--dequantisation", dequantisation, "--tolerance", "1e-3")
+        direct = data_bound(run.denoiser, x, q=dequantisation, rtol=1e-3, atol=1e-3)
+        assert result["likelihoods"]["ode"]["total"] == pytest.approx(direct.bits_per_dim, rel=1e-9)
+        assert f"q = {dequantisation}" in result["likelihoods"]["ode"]["quantity"]
+        assert "the prior at time 1" in result["likelihoods"]["ode"]["quantity"]
+    loose = direct.evaluations
+    tight = said(capsys, diffusion, *words, "--dequantisation", "uniform")["likelihoods"]["ode"]
+    assert tight["evaluations_per_example"] > loose
+
+
+def test_a_dequantisation_is_fitted_to_training_data(diffusion, capsys):
+    result = said(capsys, diffusion, "--ode", "--examples", 4, "--dequantisation", "variational", "--tolerance", "1e-3")
+    assert "q = variational" in result["likelihoods"]["ode"]["quantity"]
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--bound", "--tolerance", "1e-3"], "--tolerance is of the ODE: add --ode"),
+        (["--ode", "--tolerance", "0"], "rtol and atol must be positive"),
+        (["--ode", "--divergence", "approximate"], "divergence must be one of exact, rademacher, gaussian"),
+        (["--ode", "--dequantisation", "dither"], "dequantisation must be noise, uniform or variational, got 'dither'"),
+    ],
+)
+def test_an_ode_that_cannot_be_is_refused(diffusion, capsys, words, expected):
+    assert expected in refused(capsys, diffusion, *words)
 
 
 def test_an_autoencoder_has_no_ode(vae, capsys):

@@ -215,7 +215,10 @@ def test_the_steps_of_an_estimate_lie_as_its_places_do():
 
 
 def test_the_continuous_cost_is_its_formula():
-    """Kingma et al. 2021, eq. 15, times spread evenly in log-SNR; numpy, with the posterior mean of one Gaussian."""
+    """Kingma et al. 2021, eq. 15, times spread evenly in log-SNR; numpy, with the posterior mean of one Gaussian.
+
+    Of the standard normal's own denoiser, alpha x_t, the cost is integrated by scipy; the draw adds the difference.
+    """
     chain = prior_of(ONE, "continuous", 10)
     x, noise, u = 0.7, -0.4, 0.3
     times = chain.times
@@ -224,15 +227,66 @@ def test_the_continuous_cost_is_its_formula():
     def at(log_snr):
         alpha2, sigma2 = 1 / (1 + np.exp(-log_snr)), 1 / (1 + np.exp(log_snr))
         x_t = np.sqrt(alpha2) * x + np.sqrt(sigma2) * noise
-        return alpha2, sigma2, 0.3 + np.sqrt(alpha2) * 0.8 / (alpha2 * 0.8 + sigma2) * (x_t - np.sqrt(alpha2) * 0.3)
+        mean = 0.3 + np.sqrt(alpha2) * 0.8 / (alpha2 * 0.8 + sigma2) * (x_t - np.sqrt(alpha2) * 0.3)
+        return alpha2, sigma2, mean, np.sqrt(alpha2) * x_t
 
-    alpha2, sigma2, _ = at(end)
+    alpha2, sigma2, *_ = at(end)
     total = -0.5 * (alpha2 * x**2 + sigma2 - 1 - np.log(sigma2))
     total += stats.norm.logpdf(x, at(start)[2], np.exp(-start / 2))
     middle = start + u * (end - start)
-    total -= 0.5 * (start - end) * np.exp(middle) * (x - at(middle)[2]) ** 2
+    *_, mean, of_standard_normal = at(middle)
+    total -= 0.5 * (start - end) * np.exp(middle) * ((x - mean) ** 2 - (x - of_standard_normal) ** 2)
+    total -= integrate.quad(lambda snr: 0.5 * (x**2 + snr) / (1 + snr) ** 2, np.exp(end), np.exp(start), limit=500)[0]
     value = chain.estimate(f64([[x]]), noise=f64([[noise]]), u=f64([u]))
-    assert float(value) == pytest.approx(total, rel=1e-9)
+    assert float(value) == pytest.approx(total, rel=1e-7)
+
+
+@pytest.mark.parametrize("variance", [1.0, 0.25])
+@pytest.mark.parametrize("schedule", named("linear_beta", "ve", "cosine"))
+def test_the_continuous_cost_of_gaussian_data_is_known_without_a_draw(schedule, variance):
+    """A silent network under EDM's preconditioning is the denoiser of N(0, sigma_data^2): the same at every draw.
+
+    What remains is the noise of decoding at the earliest time, for which the chain's ends are the truth.
+    """
+    denoiser = Denoiser(Silent(), Process(schedule), "x0", EDM(variance**0.5))
+    chain = DiffusionChain(denoiser, grid=Process(schedule).grid(20), variance="beta", form="continuous")
+    x = torch.randn(1, 3, generator=dice(1), dtype=torch.float64).expand(500, 3)
+    noise = torch.randn(500, 3, generator=dice(2), dtype=torch.float64)
+    decoded = chain.decoding(x, (chain.guide.marginal(1, x).sample(noise),))
+    rest = chain.estimate(x, noise=noise, generator=dice(3)) + decoded
+    assert float(decoded.std()) > 0.1
+    assert float(rest.std()) < 1e-9 * float(rest.abs().max())
+
+
+def test_a_range_of_log_snr_without_end_is_refused():
+    chain = prior_of(ONE, "continuous", 10, Process(schedules.RectifiedFlow()))
+    with pytest.raises(ValueError, match="evenly in log-SNR, which is infinite at time 1"):
+        chain.estimate(f64([[0.7]]))
+    with pytest.raises(ValueError, match="evenly in log-SNR, which is infinite at time 1"):
+        chain.elbo(f64([[0.7]]), estimator="continuous")
+
+
+def test_the_continuous_cost_is_the_same_on_average_with_and_without_its_known_part():
+    """The integral of the plain formula, of a mixture: Gauss-Hermite over the noise and scipy over log-SNR."""
+    chain = prior_of(TWO, "continuous", 10)
+    start, end = (float(LATENT.log_snr(chain.times[i])) for i in (0, -1))
+    node, weight = np.polynomial.hermite_e.hermegauss(60)
+    x, denoiser = f64([[0.7]]), TWO.denoiser(LATENT)
+
+    def cost(log_snr):
+        t = LATENT.schedule.time_of(log_snr)
+        x_t = LATENT.marginal(x, t).mean + LATENT.sigma(t) * f64(node)[:, None]
+        error = ((x - denoiser(x_t, t.expand(60)).x0) ** 2)[:, 0].numpy()
+        return 0.5 * np.exp(log_snr) * (weight / weight.sum()) @ error
+
+    truth = integrate.quad(cost, end, start, limit=200, epsrel=1e-6)[0]
+    draws = x.expand(40_000, 1)
+    u = (torch.arange(40_000) + 0.5) / 40_000
+    found, error = mean_and_error(
+        chain._integral(chain.guide.times[1], chain.guide.times[-1], u.double(), draws, None, None, dice(9))
+    )
+    assert found == pytest.approx(truth, abs=5 * error)
+    assert error < 0.01
 
 
 @FORMS

@@ -331,6 +331,7 @@ def test_bits_per_dimension_are_nats_over_log_two_and_the_dimensions(tilted):
     assert bits == pytest.approx(-float(found.log_prob.mean()) / (3 * math.log(2)))
     assert error == pytest.approx(float(found.log_prob.std()) / math.sqrt(5) / (3 * math.log(2)))
     assert "at time 0.3 (sigma / alpha = 0.5" in found.quantity
+    assert found.quantity.endswith(", the prior at time 1")
 
 
 def test_a_flow_network_that_ignores_x_moves_everything_alike():

@@ -219,6 +219,10 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "steps": options.bound_steps,
         "on_trajectory": options.trajectory or None,
     }
+    ode = {name: getattr(options, name) for name in ("tolerance", "divergence", "dequantisation")}
+    ode = {name: value for name, value in ode.items() if value is not None}
+    if ode and not options.ode:
+        raise ValueError(f"--{next(iter(ode))} is of the ODE: add --ode")
     result = run.evaluate(
         measures or ("bound",),
         quality=not measures and options.data is None,
@@ -227,6 +231,7 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         examples=options.examples,
         importance=64 if options.importance is None else options.importance,
         draws=options.draws,
+        ode=ode,
         guidance=options.guidance,
         **{name: value for name, value in settings.items() if value is not None},
     )
@@ -439,6 +444,10 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--variance", help="of the bound: beta_tilde, beta, learned, posterior, optimal, ...")
     measure.add_argument("--bound-steps", type=int, metavar="K", help="steps of the bound's chain")
     measure.add_argument("--trajectory", action="store_true", help="the bound on the best K times, by its own search")
+
+    measure.add_argument("--tolerance", type=float, help="of the ODE's solver, relative and absolute (default 1e-5)")
+    measure.add_argument("--divergence", help="of the ODE: rademacher (the default) or gaussian probes, or exact")
+    measure.add_argument("--dequantisation", help="of the ODE: noise (the default), uniform or variational")
 
     page = add("report", _report, "write a run's report: one HTML page that needs nothing else")
     page.add_argument("run", metavar="RUN", help="a run's folder")

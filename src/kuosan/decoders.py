@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.special import log_ndtr, ndtr
+from torch.special import log_ndtr, ndtr, ndtri
 
 from kuosan.gaussian import Gaussian
 
@@ -44,17 +44,14 @@ def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, variance: Tensor, lev
     half = 1 / (levels - 1)
     std = variance.sqrt()
     low, high = (x - half - mean) / std, (x + half - mean) / std
+    # an open end is 40 standard deviations further out than the other border and the mean: nothing is left beyond it
+    low = torch.where(x <= -1 + half, -high.abs() - 40, low)
+    high = torch.where(x >= 1 - half, low.abs() + 40, high)
     # (low, high) has the probability of (-high, -low): take the one in the lower tail, where log_ndtr is exact
     flip = low + high > 0
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
-    inner_low = log_ndtr(low)
-    inner_high = log_ndtr(high)
-    inside = inner_high + torch.log(-torch.expm1(inner_low - inner_high))
-    first, last = x <= -1 + half, x >= 1 - half
-    # an open-ended bin keeps the one border that it has, on whichever side the flip put it
-    border_of_first = torch.where(flip, log_ndtr(-low), inner_high)
-    border_of_last = torch.where(flip, inner_high, log_ndtr(-low))
-    return torch.where(first, border_of_first, torch.where(last, border_of_last, inside))
+    below, above = log_ndtr(low), log_ndtr(high)
+    return above + torch.log(-torch.expm1(below - above))
 
 
 @dataclass(frozen=True)
@@ -83,6 +80,48 @@ class DiscretisedGaussian:
 
 
 @dataclass(frozen=True)
+class DiscretisedMixture:
+    """K Gaussians cut into bins and weighed (of logistics: Salimans et al. 2017, arXiv 1701.05517, eq. 2).
+
+    Where levels are many, 3 K numbers for each coordinate say nearly what a law over all of them can.
+
+    Args:
+        log_weights: (..., K), normalised over the last dimension.
+        components: with means and variances of that shape.
+    """
+
+    log_weights: Tensor
+    components: DiscretisedGaussian
+
+    @property
+    def mean(self) -> Tensor:
+        """That of the Gaussians before they are cut, each kept within [-1, 1]."""
+        return (self.log_weights.exp() * self.components.mean.clamp(-1, 1)).sum(-1)
+
+    def sample(self, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """The component at which the cumulative weights pass u = Phi(noise), and a level of it; no gradient passes.
+
+        How far u went into the component's share is uniform again, and picks the level.
+
+        Args:
+            noise: standard-normal values of the data's shape; drawn from ``generator`` when not given.
+        """
+        weights = self.log_weights.detach().double().softmax(-1)
+        u = ndtr(_standard_normal(noise, weights[..., 0], generator).double()).unsqueeze(-1)
+        ends = weights.cumsum(-1)
+        chosen = torch.searchsorted(ends, u).clamp_max(weights.shape[-1] - 1)
+        share = weights.gather(-1, chosen)
+        inside = ((u - ends.gather(-1, chosen) + share) / share).clamp(1e-12, 1 - 1e-12)
+        of = self.components
+        mean, variance = (part.detach().gather(-1, chosen) for part in (of.mean, of.variance))
+        return DiscretisedGaussian(mean, variance, of.levels).sample(ndtri(inside).to(mean)).squeeze(-1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log-probability of the levels x, for each coordinate, nats."""
+        return torch.logsumexp(self.log_weights + self.components.log_prob(x.unsqueeze(-1)), -1)
+
+
+@dataclass(frozen=True)
 class Levels:
     """Any law over the levels, each coordinate by itself.
 
@@ -104,10 +143,7 @@ class Levels:
         Args:
             noise: standard-normal values of the data's shape; drawn from ``generator`` when not given.
         """
-        shape, device = self.log_probs.shape[:-1], self.log_probs.device
-        if noise is None:
-            where = device if generator is None else generator.device
-            noise = torch.randn(shape, generator=generator, device=where).to(device)
+        noise = _standard_normal(noise, self.log_probs[..., 0], generator)
         chances = self.log_probs.detach().double().softmax(-1).cumsum(-1)
         index = torch.searchsorted(chances, ndtr(noise.double()).unsqueeze(-1)).squeeze(-1)
         return self.values[index.clamp_max(len(self.values) - 1)]
@@ -120,3 +156,10 @@ class Levels:
         """
         index = level_of(x, len(self.values))
         return self.log_probs.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+
+def _standard_normal(noise: Tensor | None, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    if noise is not None:
+        return noise
+    where = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, device=where).to(like.device)

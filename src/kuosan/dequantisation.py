@@ -104,7 +104,8 @@ def data_bound(
         example_error=error_of_mean(bounds.T),
         dimensions=known.dimensions,
         evaluations=draws * samples * (known.evaluations + (q == "noise")),
-        quantity=f"lower bound on {what}, from time {time:g} by {samples} sample(s) of q = {name}, {draws} draw(s)",
+        quantity=f"lower bound on {what}, from time {time:g} by {samples} sample(s) of q = {name}, {draws} draw(s), "
+        + problem.ending(at_end),
     )
 
 

@@ -141,7 +141,8 @@ def log_likelihood(
         example_error=torch.zeros_like(log_det) if divergence == "exact" else error,
         dimensions=x[0].numel(),
         evaluations=evaluations,
-        quantity=f"log p of the state at time {start:g} (sigma / alpha = {noise_level(denoiser.process, start):.3g})",
+        quantity=f"log p of the state at time {start:g} (sigma / alpha = {noise_level(denoiser.process, start):.3g}), "
+        + problem.ending(at_end),
         x_T=x_T,
         end_log_prob=end_log_prob,
         log_det=log_det,
@@ -321,6 +322,10 @@ class Problem:
         """The log-density of x_T under the law that sampling starts from, (B,), float64."""
         law = self.denoiser.process.prior(self.end)
         return per_example(Gaussian(*(c.to(x_T.device) for c in (law.mean, law.variance))).log_prob(x_T.double()))
+
+    def ending(self, at_end: AtEnd) -> str:
+        """What is taken for the law of x_T, in words."""
+        return f"{'the prior' if isinstance(at_end, str) else 'a given density'} at time {self.end:g}"
 
     def check(self, x: Tensor, condition: Tensor | None) -> None:
         if len(x) < 1 or not x.is_floating_point() or not bool(torch.isfinite(x).all()):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kuosan.decoders import DiscretisedGaussian, Levels
+from kuosan.decoders import DiscretisedGaussian, DiscretisedMixture, Levels
 from kuosan.gaussian import Gaussian, per_example
 from kuosan.networks.parts import check_size, zeroed
 
@@ -146,7 +146,8 @@ class Decoder(nn.Module):
     """p(x | z): the last network of an autoencoder.
 
     Args:
-        kind: "levels", any law over the levels; "discretised", a Gaussian cut into their bins; "gaussian", a density.
+        kind: "levels", any law over the levels; "mixture", of five Gaussians cut into their bins, for many levels;
+            "discretised", one Gaussian cut into them; "gaussian", a density.
         size: numbers that come in.
         shape: of one example.
         levels: of the data.
@@ -160,18 +161,27 @@ class Decoder(nn.Module):
         if kind not in DECODERS:
             raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {kind!r}")
         self.kind, self.shape, self.levels = kind, tuple(shape), levels
-        dimensions = math.prod(self.shape)
-        self.network = Perceptron(size, dimensions * (levels if kind == "levels" else 2), width, depth, dropout)
+        numbers = {"levels": levels, "mixture": 3 * COMPONENTS}.get(kind, 2)
+        self.network = Perceptron(size, math.prod(self.shape) * numbers, width, depth, dropout)
         self.register_buffer("values", torch.linspace(-1, 1, levels), persistent=False)
 
-    def forward(self, given: Tensor) -> Gaussian | DiscretisedGaussian | Levels:
+    def forward(self, given: Tensor) -> Gaussian | DiscretisedGaussian | DiscretisedMixture | Levels:
         raw = self.network(given)
         if self.kind == "levels":
             logits = raw.reshape(len(raw), *self.shape, self.levels)
             return Levels(torch.log_softmax(whole(logits), -1), self.get_buffer("values"))
+        if self.kind == "mixture":
+            weights, mean, log_std = whole(raw).reshape(len(raw), *self.shape, 3, COMPONENTS).unbind(-2)
+            start = torch.linspace(-1, 1, COMPONENTS, device=raw.device)  # side by side
+            std = self.levels ** -torch.sigmoid(log_std)  # between half a bin and half of all of them
+            return DiscretisedMixture(
+                torch.log_softmax(weights, -1), DiscretisedGaussian(start + mean, std**2, self.levels)
+            )
         law = gaussian(raw)
         mean, variance = (part.reshape(len(raw), *self.shape) for part in (law.mean, law.variance))
         return Gaussian(mean, variance) if self.kind == "gaussian" else DiscretisedGaussian(mean, variance, self.levels)
 
 
-DECODERS = ("levels", "discretised", "gaussian")
+DECODERS = ("levels", "mixture", "discretised", "gaussian")
+#: Gaussians of a mixture.
+COMPONENTS = 5

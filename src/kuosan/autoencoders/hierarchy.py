@@ -117,7 +117,7 @@ class Autoencoder(Chain):
         inference: "bottom_up" or "top_down".
         skip: layers look at all above them, not only at the next; of p, and of a q that comes down.
         posterior: "gaussian", or "flow" for one bent by an inverse autoregressive flow.
-        decoder: "levels", "discretised" or "gaussian".
+        decoder: "levels", "mixture", "discretised" or "gaussian".
         width, depth, dropout: of each of its networks.
         prior: makes a chain in the standard normal's place, of examples of z_T's shape.
 

@@ -71,7 +71,9 @@ class AutoencoderMeasurements(Measurements):
         kind = (self.run.recipe.autoencoder or {}).get("decoder", "levels")
         if kind == "levels":
             return f"the network’s own probabilities of the {self.run.levels} levels"
-        bins = f", cut into {self.run.levels} bins" if kind == "discretised" else ""
+        bins = "" if kind == "gaussian" else f", cut into {self.run.levels} bins"
+        if kind == "mixture":
+            return f"Gaussians whose weights, means and variances the network says{bins}"
         return f"a Gaussian whose mean and variance the network says{bins}"
 
     # -- what the latents are -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 from kuosan.bound import Likelihood
 from kuosan.build import make_solver
 from kuosan.denoiser import Denoiser
-from kuosan.dequantisation import data_bound
+from kuosan.dequantisation import Variational, data_bound, fit_variational
 from kuosan.diffusion import DiffusionChain
 from kuosan.fetch import to_stderr
 from kuosan.image import data as image_data
@@ -231,14 +231,36 @@ class DiffusionRun(Run):
         name = choice if isinstance(choice, str) else repr(choice)
         return chain, {"steps": len(grid), "grid": "best trajectory" if on_trajectory else "even", "variance": name}
 
-    def by_ode(self, x: Tensor, condition: Tensor | None, draws: int) -> Likelihood:
-        """One Hutchinson probe for each draw, and x_start drawn from the process (:mod:`kuosan.dequantisation`)."""
-        progress = Progress("ODE: states")
-        how: dict[str, Any] = {"divergence": "rademacher", "batch_size": 1024, "progress": progress}
+    def by_ode(
+        self,
+        x: Tensor,
+        condition: Tensor | None,
+        draws: int = 2,
+        *,
+        tolerance: float = 1e-5,
+        divergence: str = "rademacher",
+        dequantisation: str = "noise",
+    ) -> Likelihood:
+        """A bound on log P(x) by the ODE, from the prior at its end: :func:`kuosan.dequantisation.data_bound`.
+
+        Args:
+            draws: repeats, each with states and a probe of its own.
+            tolerance: relative and absolute, of the solver.
+            divergence: "rademacher" or "gaussian" probes, or "exact", which takes as many as x has dimensions.
+            dequantisation: "noise", that of the process; "uniform"; or "variational", fitted here to training data.
+        """
+        q: str | Variational = dequantisation
+        if dequantisation == "variational":
+            fitted = self.examples("train", 10_000)
+            q = fit_variational(self.denoiser, *fitted, progress=Progress("dequantisation: steps"))
+        elif dequantisation not in ("noise", "uniform"):
+            raise ValueError(f"dequantisation must be noise, uniform or variational, got {dequantisation!r}")
+        how: dict[str, Any] = {"batch_size": 1024, "progress": Progress("ODE: states")}
         process = self.denoiser.process
         if self.denoiser.predicts in ("eps", "score", "energy") and float(process.alpha(1.0)) == 0:
             # they say nothing of x0 where there is no signal: end, as sampling begins, where a thousandth is
             how["end"] = float(process.schedule.time_of(-2 * math.log(1000.0)))
+        how |= {"q": q, "divergence": divergence, "rtol": tolerance, "atol": tolerance}
         return data_bound(self.denoiser, x, condition, draws=draws, **how)
 
     def elbo_settings(self) -> dict[str, Any]:

@@ -324,8 +324,17 @@ class Run(ABC):
     def elbo_settings(self) -> dict[str, Any]:
         """How the recipe wants the bound to be estimated."""
 
-    def by_ode(self, x: Tensor, condition: Tensor | None, draws: int) -> Likelihood:
-        """A bound on log P(x) by the probability-flow ODE."""
+    def by_ode(
+        self,
+        x: Tensor,
+        condition: Tensor | None,
+        draws: int = 2,
+        *,
+        tolerance: float = 1e-5,
+        divergence: str = "rademacher",
+        dequantisation: str = "noise",
+    ) -> Likelihood:
+        """A bound on log P(x) by the probability-flow ODE, from the prior at its end: of diffusion models."""
         raise RunError(f"{self.folder} has no probability-flow ODE: it is no diffusion model")
 
     def likelihoods(
@@ -336,12 +345,14 @@ class Run(ABC):
         *,
         importance: int = 64,
         draws: int | None = None,
+        ode: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> dict[str, Bound | Likelihood]:
         """Each measure of log P(x): "bound", "importance" (weighted, of so many paths), "ode".
 
         Args:
             draws: repeats of the bound and of the ODE's; default the recipe's, and 2: one would not tell its noise.
+            ode: settings of :meth:`by_ode`.
             settings: of :meth:`chain`.
         """
         chain = self.chain(**settings)[0] if set(measures) - {"ode"} else None
@@ -351,7 +362,7 @@ class Run(ABC):
             if name not in MEASURES:
                 raise ValueError(f"a measure is one of {', '.join(MEASURES)}, got {name!r}")
             if name == "ode":
-                found[name] = self.by_ode(x, condition, 2 if draws is None else draws)
+                found[name] = self.by_ode(x, condition, 2 if draws is None else draws, **(ode or {}))
                 continue
             assert chain is not None
             if name == "bound":
@@ -372,6 +383,7 @@ class Run(ABC):
         examples: int | None = None,
         importance: int = 64,
         draws: int | None = None,
+        ode: Mapping[str, Any] | None = None,
         guidance: float | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
@@ -385,8 +397,8 @@ class Run(ABC):
             split: "held_out" or "train".
             files: pictures, or folders of them, in the place of a split.
             examples: at most so many of a split; default the recipe's.
-            importance, draws, settings: of :meth:`likelihoods`. Guidance, solvers and tables have no part in it: the
-                likelihood is the model's, not a sampler's.
+            importance, draws, ode, settings: of :meth:`likelihoods`. Guidance, solvers and tables have no part in it:
+                the likelihood is the model's, not a sampler's.
             guidance: of the samples; default the recipe's.
 
         Returns:
@@ -409,7 +421,7 @@ class Run(ABC):
                 raise RunError(f"{self.folder} never trained without a class, and these pictures have none")
             names, x = image_data.read_pictures(files, self.shape, self.levels)
             x, condition, where = x.to(device()), None, "files"
-        found = self.likelihoods(x, condition, measures, importance=importance, draws=draws, **settings)
+        found = self.likelihoods(x, condition, measures, importance=importance, draws=draws, ode=ode, **settings)
         path = self.folder / f"evaluation{'' if where == 'held_out' else '-' + where}.json"
         result: dict[str, Any] = {"run": str(self.folder), "step": self.step, "split": where, "scored": len(x)}
         if self.conditional and files is not None:
