@@ -3,7 +3,7 @@
 Each model is a shipped recipe with what is written beside it changed; all see the same number of training examples. All
 numbers are bits per dimension of the same held-out images over the same levels, with the standard error over images.
 
-    python benchmarks/ladder.py [--data digits] [--out FOLDER] [--only NAME ...] [--table docs/ladder.md]
+    python benchmarks/ladder.py [--data digits|mnist] [--out FOLDER] [--only NAME ...]
 """
 
 from __future__ import annotations
@@ -52,6 +52,25 @@ DIGITS: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
     "diffusion, levels": ("digits-likelihood", [], ("ode",)),
     "diffusion, learned schedule": ("digits-vdm", [], ("ode",)),
 }
+#: The best of them at 256 levels.
+MNIST: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
+    "VAE, flow posterior": ("mnist-vae", ["autoencoder.layers=1", "autoencoder.posterior=flow"], ("importance",)),
+    "two-layer VAE, top-down": ("mnist-vae", [], ("importance",)),
+    "diffusion, levels": (
+        "mnist-likelihood",
+        [
+            'process={kind="cosine"}',
+            'objective={kind="weighted",weighting={kind="edm",sigma_data=0.6}}',
+        ],
+        ("ode",),
+    ),
+    "diffusion, learned schedule": ("mnist-likelihood", [], ("ode",)),
+}
+#: data -> the models, and how many held-out images each measure takes.
+LADDERS = {
+    "digits": (DIGITS, {"bound": 10**6, "importance": 10**6, "ode": 10**6}),
+    "mnist": (MNIST, {"bound": 1000, "importance": 1000, "ode": 64}),
+}
 #: The reverse variances with which the point-predicting diffusion model is measured.
 VARIANCES = ("beta_tilde", "beta", "optimal", "optimal_per_dimension")
 
@@ -64,9 +83,13 @@ def measure(name: str, folder: Path, how: tuple[str, ...], options: argparse.Nam
         choices = VARIANCES if run.recipe.denoiser.predicts == "x0" else (run.recipe.evaluation.variance,)
         settings = [{"variance": choice} for choice in choices]
     for one in settings:
-        draws = {"bound": options.draws * (16 if "prior" in name else 1), "ode": 4}  # a prior's bound is one t a draw
+        draws = {"bound": options.draws * (8 if "prior" in name else 1), "ode": 4}  # a prior's bound is one t a draw
         for measure_name in ("bound", *(how if one is settings[-1] else ())):
-            given = {"draws": draws.get(measure_name), "importance": options.importance, "examples": 10**6} | one
+            given = {
+                "draws": draws.get(measure_name),
+                "importance": options.importance,
+                "examples": LADDERS[options.data][1][measure_name],
+            } | one
             about = run.evaluate((measure_name,), quality=False, **given)["likelihoods"][measure_name]
             label = name + (f", variance {one['variance']}" if len(settings) > 1 and measure_name == "bound" else "")
             rows.append({"model": label, "measure": measure_name} | about)
@@ -76,21 +99,25 @@ def measure(name: str, folder: Path, how: tuple[str, ...], options: argparse.Nam
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=tuple(LADDERS), default="digits")
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=tuple(DIGITS), help="of these models")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of these models")
     parser.add_argument("--draws", type=int, default=32, help="repeats of each bound (default 32)")
     parser.add_argument("--importance", type=int, default=256, help="paths of the importance-weighted bound")
-    parser.add_argument("--json", type=Path, default=Path("runs/ladder/ladder.json"))
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for name in options.only or DIGITS:
-        recipe, overrides, how = DIGITS[name]
+    models, _ = LADDERS[options.data]
+    if unknown := set(options.only or ()) - set(models):
+        parser.error(f"--only: of {options.data} there are {', '.join(models)}; not {', '.join(unknown)}")
+    options.out /= options.data
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.only or models:
+        recipe, overrides, how = models[name]
         folder = options.out / name.replace(", ", "-").replace(" ", "-")
         print(f"-- {name}", file=sys.stderr)
         train(recipes.read(recipe, [*overrides, "training.sample_every=0"]), folder)
         rows += measure(name, folder, how, options)
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, indent=1), "utf-8")
+        (options.out / "ladder.json").write_text(json.dumps(rows, indent=1), "utf-8")
     rows.sort(key=lambda row: row["total"])
     print(f"{'model':52s}{'measure':>12s}{'bits/dim':>10s}{'±':>8s}{'± drawn':>9s}{'parameters':>12s}{'trained':>9s}")
     for row in rows:

@@ -1,6 +1,8 @@
 """The README's Python works as it stands, in both languages."""
 
+import contextlib
 import io
+import pkgutil
 import re
 import tokenize
 from dataclasses import dataclass
@@ -54,3 +56,32 @@ def test_the_solver_of_the_architecture_page_is_ddim():
     mine = names["MyEuler"]().table(process, steps=6).read_as("x0", process)
     for a, b in zip(mine.dense(), DDIM().table(process, steps=6).dense(), strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def named_in(document: str) -> set[str]:
+    """The dotted names in backticks, without their arguments: of modules, classes and files."""
+    text = (ROOT / document).read_text("utf-8")
+    return set(re.findall(r"`([A-Za-z_/]+(?:\.[A-Za-z_]+)+)(?:\([^`\n]*\))?`", text))
+
+
+@pytest.mark.parametrize("document", ["docs/theory.md", "docs/architecture.md", "docs/samplers.md"])
+def test_what_the_documents_name_exists(document):
+    """A row that points at a function or a test which is gone is worse than none."""
+    files = {path.name for folder in ("src", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.*")}
+    files |= {path.name for path in ROOT.iterdir()}
+    found = named_in(document)
+    assert found
+    for name in found:
+        if name.endswith((".py", ".md", ".txt", ".json")):
+            assert name.split("/")[-1] in files, name
+            continue
+        assert exists(name.removeprefix("ks.").removeprefix("kuosan.")), name
+
+
+def exists(name: str) -> bool:
+    """Whether a name is one of the package, or of a module that names its classes."""
+    for home in ("kuosan", "kuosan.solvers", "kuosan.runs", "kuosan.kernels", "kuosan.variance", "kuosan.bound"):
+        with contextlib.suppress(AttributeError, ModuleNotFoundError):
+            pkgutil.resolve_name(f"{home}.{name}")
+            return True
+    return False

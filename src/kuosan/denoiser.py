@@ -232,8 +232,8 @@ class Denoiser(nn.Module):
         # log N(x_t; alpha level, sigma^2) up to what is the same for all levels
         alpha, sigma = self.process.at(Process.scales, t)
         wide = x_t.unsqueeze(-1)
-        evidence = -0.5 * ((wide - expand(alpha, wide) * values) / expand(sigma, wide)) ** 2
-        log_levels = torch.log_softmax(logits + evidence, dim=-1)
+        off = (wide - expand(alpha, wide) * values).div_(expand(sigma, wide))  # L numbers for each value: few passes
+        log_levels = torch.log_softmax(torch.addcmul(logits, off, off, value=-0.5), dim=-1)
         x_0 = (log_levels.exp() * values).sum(-1)
         return Prediction(self.process, t, x_t, "x0", x_0, None, log_levels, values)
 
