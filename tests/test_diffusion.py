@@ -14,7 +14,7 @@ from scipy import integrate, special, stats
 from torch import nn
 
 import kuosan as ks
-from conftest import ALL_SCHEDULES, TABLES, elbo, named
+from conftest import ALL_SCHEDULES, PAIR_PMF, PMF, TABLES, LogPrior, PairLogits, elbo, named
 from kuosan import Denoiser, Grid, Mixture, Process, schedules
 from kuosan.decoders import discretised_gaussian_log_prob
 from kuosan.diffusion import decoder
@@ -383,33 +383,6 @@ def test_any_grid_will_do(oracle):
 
 
 # -- discrete data whose truth can be enumerated ----------------------------------------------------------------------
-
-PMF = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05], dtype=torch.float64)
-PAIR_PMF = torch.tensor([[0.30, 0.05, 0.05], [0.02, 0.20, 0.03], [0.05, 0.05, 0.25]], dtype=torch.float64)
-
-
-class LogPrior(nn.Module):
-    """One coordinate: the exact logits are the log prior, since the denoiser adds the likelihood itself."""
-
-    def forward(self, x, t, condition=None):
-        return PMF.log().expand(*x.shape, 5)
-
-
-class PairLogits(nn.Module):
-    """Two dependent coordinates: logits of each are log sum over the other of p(a, b) N(x_other; alpha b, sigma^2)."""
-
-    def __init__(self, process):
-        super().__init__()
-        self.process = process
-
-    def forward(self, x, t, condition=None):
-        alpha, sigma = (c[:, None, None] for c in self.process.scales(t))
-        values = torch.linspace(-1, 1, 3, dtype=torch.float64)
-        evidence = -0.5 * ((x[..., None] - alpha * values) / sigma) ** 2  # (B, 2, 3)
-        first = torch.logsumexp(PAIR_PMF.log() + evidence[:, 1, None, :], -1)
-        second = torch.logsumexp(PAIR_PMF.T.log() + evidence[:, 0, None, :], -1)
-        return torch.stack([first, second], 1)
-
 
 DISCRETE = named("linear_beta", "cosine", "ddpm_table", "ve", "sub_vp")
 

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 import kuosan as ks
-from conftest import ALL_SCHEDULES, named
+from conftest import ALL_SCHEDULES, PAIR_PMF, PMF, LogPrior, PairLogits, named
 from kuosan import dequantisation, ode, schedules
 from kuosan.denoiser import EDM, Denoiser
 from kuosan.prediction import FORMS
@@ -366,32 +366,8 @@ def test_edm_preconditioning_is_part_of_the_model(tilted):
 
 # -- the data ---------------------------------------------------------------------------------------------------------
 
-PMF = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05], dtype=torch.float64)
-PAIR = torch.tensor([[0.30, 0.05, 0.05], [0.02, 0.20, 0.03], [0.05, 0.05, 0.25]], dtype=torch.float64)
 FIVE = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
 THREE = torch.cartesian_prod(*[torch.linspace(-1, 1, 3, dtype=torch.float64)] * 2)
-
-
-class LogPrior(nn.Module):
-    """One number of five levels: the exact logits are the log prior, since the denoiser adds the likelihood itself."""
-
-    def forward(self, x, t, condition=None):
-        return PMF.log().expand(*x.shape, 5)
-
-
-class PairLogits(nn.Module):
-    """Two dependent numbers: logits of each are log sum over the other of p(a, b) N(x_other; alpha b, sigma^2)."""
-
-    def __init__(self, process):
-        super().__init__()
-        self.process = process
-
-    def forward(self, x, t, condition=None):
-        alpha, sigma = (c[:, None, None] for c in self.process.scales(t))
-        evidence = -0.5 * ((x[..., None] - alpha * torch.linspace(-1, 1, 3).double()) / sigma) ** 2
-        first = torch.logsumexp(PAIR.log() + evidence[:, 1, None, :], -1)
-        second = torch.logsumexp(PAIR.T.log() + evidence[:, 0, None, :], -1)
-        return torch.stack([first, second], 1)
 
 
 def exact_points(values, pmf, process):
@@ -436,9 +412,9 @@ def test_of_two_dependent_numbers_the_bound_is_nearly_the_probability():
     process = Process(ALL_SCHEDULES["cosine"])
     start = float(process.schedule.time_of(-2 * math.log(0.15)))
     denoiser = Denoiser(PairLogits(process), process, "levels", levels=3)
-    options = {"start": start, "at_end": exact_points(THREE, PAIR, process), "rtol": 1e-6, "atol": 1e-6}
+    options = {"start": start, "at_end": exact_points(THREE, PAIR_PMF, process), "rtol": 1e-6, "atol": 1e-6}
     bound = dequantisation.data_bound(denoiser, THREE, draws=2, **options)
-    assert (bound.log_prob - PAIR.flatten().log()).abs().max() < 5e-3
+    assert (bound.log_prob - PAIR_PMF.flatten().log()).abs().max() < 5e-3
 
 
 def test_a_point_decoder_cut_into_bins_bounds_the_probability_on_average():
