@@ -283,7 +283,7 @@ def test_the_continuous_cost_is_the_same_on_average_with_and_without_its_known_p
     draws = x.expand(40_000, 1)
     u = (torch.arange(40_000) + 0.5) / 40_000
     found, error = mean_and_error(
-        chain._integral(chain.guide.times[1], chain.guide.times[-1], u.double(), draws, None, None, dice(9))
+        chain.integral(chain.guide.times[1], chain.guide.times[-1], u.double(), draws, None, None, dice(9))
     )
     assert found == pytest.approx(truth, abs=5 * error)
     assert error < 0.01

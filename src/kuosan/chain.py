@@ -158,12 +158,12 @@ class Chain(nn.Module):
         z: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """KL(q || p(z_i | above)), (B,): in closed form of two Gaussians, otherwise of one draw, z.
+        """KL(q || p(z_i | above)), (B,): in closed form of two laws of a kind that knows one, otherwise of a draw, z.
 
         A prior that is itself a chain is known by its bound, of which one estimate is taken.
         """
-        p = self._p(i, above, condition)
-        if isinstance(q, Gaussian) and isinstance(p, Gaussian):
+        p: Any = self._p(i, above, condition)
+        if type(p) is type(q) and hasattr(q, "kl"):
             check_shapes(i, q.shape, p.shape)
             return per_example(q.kl(p))
         z = q.sample(generator=generator) if z is None else z

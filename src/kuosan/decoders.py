@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr, ndtr, ndtri
 
+from kuosan.categorical import Categorical
 from kuosan.gaussian import Gaussian
 
 
@@ -143,10 +144,7 @@ class Levels:
         Args:
             noise: standard-normal values of the data's shape; drawn from ``generator`` when not given.
         """
-        noise = _standard_normal(noise, self.log_probs[..., 0], generator)
-        chances = self.log_probs.detach().double().softmax(-1).cumsum(-1)
-        index = torch.searchsorted(chances, ndtr(noise.double()).unsqueeze(-1)).squeeze(-1)
-        return self.values[index.clamp_max(len(self.values) - 1)]
+        return self.values[Categorical(self.log_probs).sample(noise, generator)]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log-probability of the levels x, for each coordinate, nats.
@@ -154,8 +152,7 @@ class Levels:
         Raises:
             ValueError: a value of x that is not one of the levels.
         """
-        index = level_of(x, len(self.values))
-        return self.log_probs.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        return Categorical(self.log_probs).log_prob(level_of(x, len(self.values)))
 
 
 def _standard_normal(noise: Tensor | None, like: Tensor, generator: torch.Generator | None) -> Tensor:

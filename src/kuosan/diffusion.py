@@ -10,44 +10,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from kuosan.chain import Chain
 from kuosan.decoders import DiscretisedGaussian, Levels
 from kuosan.denoiser import Denoiser
 from kuosan.gaussian import Gaussian, per_example
-from kuosan.kernels import Generative, Guide, Place, Rung
+from kuosan.kernels import Generative, Rung
 from kuosan.prediction import Prediction
 from kuosan.process import Grid, Process, expand
+from kuosan.process_chain import ProcessChain, ProcessGuide
 from kuosan.schedules import float64
 from kuosan.variance import Choice, OptimalVariance, check_variance, reverse
-from kuosan.visits import even
 
 
-class Forward(Guide):
-    """The forward process on a grid as a q, known up, down, at every rung and between every two of them.
+class Forward(ProcessGuide):
+    """The Gaussian process on a grid as a q, known between every two rungs too."""
 
-    Args:
-        process: the forward process.
-        grid: its noisy times; rung i is the i-th of them from the data.
-    """
-
-    mixed = True
-
-    def __init__(self, process: Process, grid: Grid):
-        super().__init__()
-        self.process, self.length = process, len(grid)
-        #: (K + 1,): times[i] is that of rung i, times[0] = 0 the data's.
-        self.times = float64((0.0, *grid.times[::-1]))
-
-    def up(self, i: Rung, below: Sequence[Tensor], given: Any) -> Gaussian:
-        return self.process.step(below[0], self.times[i - 1], self.times[i])
-
-    def posterior(self, i: Rung, above: Sequence[Tensor], given: Any) -> Gaussian:
-        if not above:
-            return self.marginal(i, given)
-        return self.process.posterior(above[0], self.times[i + 1], given, self.times[i])
-
-    def marginal(self, i: Rung, given: Any) -> Gaussian:
-        return self.process.marginal(given, self.times[i])
+    process: Process
 
     def bridge(self, i: Rung, below: Sequence[Tensor], above: Sequence[Tensor], given: Any) -> Gaussian:
         scale, variance = self.process.step_coefficients(self.times[i + 1], self.times[i])
@@ -108,16 +85,15 @@ class Reverse(Generative):
         return reverse(prediction, self.times[i], self.variance)
 
 
-class DiffusionChain(Chain):
+class DiffusionChain(ProcessChain):
     r"""A diffusion model on a grid of K noisy times, as a ladder with K rungs (theory row 5).
 
-    ``elbo`` has one form more than other ladders have, "continuous": each step's KL is replaced by what it would be
-    if the step were cut into infinitely many, whatever the variance,
+    The continuous form takes no notice of the variance:
 
     .. math:: \tfrac12 \int_{t_i}^{t_{i+1}} \left(-\frac{\mathrm d\,\mathrm{SNR}}{\mathrm dt}\right)
         \mathbb E\,\|x_0 - \hat x_0(x_t, t)\|^2 \,\mathrm dt
 
-    with one time drawn in it, evenly in log-SNR (Kingma et al. 2021, arXiv 2107.00630, eq. 15). The sum depends on the
+    with a time drawn evenly in log-SNR (Kingma et al. 2021, arXiv 2107.00630, eq. 15). The sum depends on the
     schedule's end points only.
 
     Args:
@@ -136,7 +112,6 @@ class DiffusionChain(Chain):
 
     guide: Forward
     model: Reverse
-    estimators = (*Chain.estimators, "continuous")
 
     def __init__(
         self,
@@ -148,8 +123,6 @@ class DiffusionChain(Chain):
         decoder_variance: float | None = None,
         form: str = "matching",
     ):
-        if form not in ("matching", "continuous"):
-            raise ValueError(f"form must be matching or continuous, got {form!r}")
         if (steps is None) == (grid is None):
             raise ValueError("give either steps= or grid=")
         check_variance(variance)
@@ -165,30 +138,9 @@ class DiffusionChain(Chain):
         if grid is None:
             assert steps is not None
             grid = process.grid(steps)
-        super().__init__(Forward(process, grid), Reverse(denoiser, grid, variance, decoder_variance))
-        self.form = form
+        super().__init__(Forward(process, grid), Reverse(denoiser, grid, variance, decoder_variance), form)
 
-    @property
-    def times(self) -> Tensor:
-        return self.guide.times[1:]
-
-    def term(
-        self,
-        estimator: str,
-        i: Rung,
-        place: Place,
-        analytic: frozenset[int] = frozenset(),
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        if estimator != "continuous":
-            return super().term(estimator, i, place, analytic, generator)
-        if isinstance(i, int) and i in (0, self.length):
-            return super().term("matching", i, place, analytic, generator)
-        u = torch.rand(len(place.x), generator=generator, dtype=torch.float64)
-        s, t = self.guide.times[i], self.guide.times[i + 1]
-        return self._integral(s, t, u, place.x, place.condition, None, generator)
-
-    def _integral(
+    def integral(
         self,
         s: Tensor,
         t: Tensor,
@@ -198,7 +150,7 @@ class DiffusionChain(Chain):
         noise: Tensor | None,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """The continuous cost from s to t, estimated at the time that lies at u (B,), in [0, 1), between in log-SNR."""
+        """Estimated at the time that lies at u between s and t in log-SNR."""
         process = self.guide.process
         start, end = process.log_snr(s), process.log_snr(t)
         if not bool(torch.isfinite(end).all()):
@@ -239,36 +191,6 @@ class DiffusionChain(Chain):
         share = (torch.sigmoid(start) - torch.sigmoid(end)).to(x)
         of_noise = (softplus(start) - softplus(end)).to(x) - share
         return 0.5 * (share * per_example(x**2) / s2 + of_noise * x[0].numel()), error
-
-    def estimate(
-        self,
-        x: Tensor,
-        condition: Any = None,
-        *,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        u: Tensor | None = None,
-    ) -> Tensor:
-        """One unbiased estimate of the bound, (B,), nats, through which gradients pass: both ends and one step.
-
-        Args:
-            noise: standard-normal values of x's shape; default: drawn.
-            u: (B,), in [0, 1): which step, or which time; default: drawn, spread evenly over the batch.
-        """
-        generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        u = even(len(x), torch.tensor([1]), generator) if u is None else u.double().cpu()
-        if noise is None:
-            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
-        guide, last, between = self.guide, self.length, self.length - 1
-        total = -self.divergence(last, guide.marginal(last, x), (), condition)
-        total = total - self.decoding(x, (guide.marginal(1, x).sample(noise),), condition)
-        if not between:
-            return total
-        if self.form == "continuous":
-            return total - self._integral(guide.times[1], guide.times[last], u, x, condition, noise, None)
-        i = (u * between).long() + 1
-        above = (guide.marginal(i + 1, x).sample(noise),)
-        return total - between * self.divergence(i, guide.posterior(i, above, x), above, condition)
 
     def step_cost(self, i: Tensor, prediction: Prediction, x_0: Tensor) -> Tensor:
         """What rungs i (B,), from 0 to K - 1, take from the matching form, (B,), given what is said of x_{t_{i+1}}."""

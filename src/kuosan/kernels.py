@@ -148,5 +148,5 @@ def log_prob_of(i: Rung, law: Any, z: Tensor) -> Tensor:
 
 
 def negative_entropy(i: Rung, q: Any, z: Tensor) -> Tensor:
-    """E log q in closed form of a Gaussian, otherwise log q(z) of its draw, (B,)."""
-    return per_example(-q.entropy()) if isinstance(q, Gaussian) else log_prob_of(i, q, z)
+    """E log q in closed form where there is one, otherwise log q(z) of its draw, (B,)."""
+    return per_example(-q.entropy()) if hasattr(q, "entropy") else log_prob_of(i, q, z)

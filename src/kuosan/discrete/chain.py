@@ -1,0 +1,108 @@
+"""A denoiser of tokens as a ladder: q is a categorical process, p its posterior with x_0 guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kuosan.categorical import Categorical
+from kuosan.discrete.denoiser import CategoricalDenoiser
+from kuosan.discrete.process import CategoricalProcess
+from kuosan.gaussian import per_example
+from kuosan.kernels import Generative, Rung
+from kuosan.process import Grid, expand
+from kuosan.process_chain import ProcessChain, ProcessGuide
+from kuosan.schedules import float64
+
+
+class TokenReverse(Generative):
+    """The reverse kernels of a denoiser on a grid as a p."""
+
+    discrete = True
+
+    def __init__(self, denoiser: CategoricalDenoiser, grid: Grid):
+        super().__init__()
+        self.denoiser, self.length = denoiser, len(grid)
+        self.times = float64((0.0, *grid.times[::-1]))
+
+    def prior(self, condition: Any = None) -> Categorical:
+        log_probs = self.denoiser.process.prior().log_probs
+        parameter = next(self.denoiser.parameters(), log_probs)
+        return Categorical(log_probs.to(parameter.device))
+
+    def down(self, i: Rung, above: Sequence[Tensor], condition: Any = None) -> Categorical:
+        law = self.denoiser(above[0], self.times[i + 1], condition)
+        if isinstance(i, int) and i == 0:
+            return law
+        return self.denoiser.process.posterior(above[0], self.times[i + 1], law, self.times[i])
+
+
+class CategoricalChain(ProcessChain):
+    r"""A denoiser of tokens on a grid of K times, as a ladder with K rungs.
+
+    The continuous form is the KL of two jump processes, the reverse of q given x_0 and the model's, in their rates
+    (:meth:`CategoricalProcess.reverse_rates`; Campbell et al. 2022, arXiv 2205.14987, prop. 2):
+
+    .. math:: \int \mathbb E\sum_j \Big[\hat R_q(x_t\to j)\log\frac{\hat R_q(x_t\to j)}{\hat R_p(x_t\to j)}
+        - \hat R_q(x_t\to j) + \hat R_p(x_t\to j)\Big]\mathrm dt
+
+    with a time drawn evenly. Of masks it is the cross-entropy of the masked tokens, divided by t (Sahoo et al. 2024,
+    arXiv 2406.07524, eq. 10).
+
+    Args:
+        denoiser: the model.
+        steps: K, on :meth:`CategoricalProcess.grid`; or give ``grid``.
+        form: of :meth:`estimate`: "matching" or "continuous".
+
+    Raises:
+        ValueError: both or neither of steps and grid, or a grid that does not begin at time 1: from any other the
+            masked tokens of q and p would not be the same.
+    """
+
+    model: TokenReverse
+
+    def __init__(
+        self,
+        denoiser: CategoricalDenoiser,
+        *,
+        steps: int | None = None,
+        grid: Grid | None = None,
+        form: str = "matching",
+    ):
+        if not isinstance(denoiser, CategoricalDenoiser):
+            raise ValueError(
+                "a bound belongs to a model, not to a sampler: pass the CategoricalDenoiser, got "
+                + type(denoiser).__name__
+            )
+        if (steps is None) == (grid is None):
+            raise ValueError("give either steps= or grid=")
+        if grid is None:
+            assert steps is not None
+            grid = CategoricalProcess.grid(steps)
+        if grid.times[0] != 1:
+            raise ValueError(f"the grid of a ladder of tokens begins at time 1, got {grid.times[0]}")
+        super().__init__(ProcessGuide(denoiser.process, grid), TokenReverse(denoiser, grid), form)
+
+    def integral(
+        self,
+        s: Tensor,
+        t: Tensor,
+        u: Tensor,
+        x: Tensor,
+        condition: Any,
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        process = self.guide.process
+        middle = s + u * (t - s)
+        x_t = process.marginal(x, middle).sample(noise, generator)
+        law = self.model.denoiser(x_t, middle, condition)
+        p = process.reverse_rates(x_t, middle, law)
+        q = process.reverse_rates(x_t, middle, x).to(p)
+        happens = q > 0
+        cost = torch.where(happens, q * (q.where(happens, 1.0) / p.where(happens, 1.0)).log(), 0.0) - q + p
+        total = per_example(cost.sum(-1))
+        return expand(t - s, total) * total

@@ -1,0 +1,44 @@
+"""A network read as a denoiser of tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kuosan.categorical import Categorical
+from kuosan.discrete.process import CategoricalProcess
+from kuosan.schedules import Time, float64
+
+
+class CategoricalDenoiser(nn.Module):
+    r"""``denoiser(x_t, t, condition) -> Categorical``, the law of x_0 of each token.
+
+    .. math:: p(x_0=k|x_t) \propto e^{\text{logit}_k}\, q(x_t|x_0=k)
+
+    The network only has to say what the other tokens say of this one; what x_t itself says is known. So a token that is
+    not masked is kept as it is, and of uniform noise the network need not learn how much to trust it.
+
+    Args:
+        network: any module called as ``network(x_t, t, condition)`` with x_t (B, ...) int64 and t (B,); it returns
+            logits (B, ..., vocabulary).
+        process: the forward process.
+    """
+
+    def __init__(self, network: nn.Module, process: CategoricalProcess):
+        super().__init__()
+        self.network, self.process = network, process
+
+    def forward(self, x_t: Tensor, t: Time, condition: object = None) -> Categorical:
+        """Raises ValueError if the network's output has the wrong shape."""
+        time = float64(t).to(x_t.device)
+        logits = self.network(x_t, time.float().expand(len(x_t)), condition)
+        vocabulary = self.process.vocabulary
+        if logits.shape != (*x_t.shape, vocabulary):
+            raise ValueError(
+                f"the network should have returned shape {(*x_t.shape, vocabulary)}, it returned {tuple(logits.shape)}"
+            )
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        evidence = self.process.likelihood(x_t, 0.0, t, logits.dtype)[..., :vocabulary].log()
+        log_probs = torch.log_softmax(logits + evidence, dim=-1)
+        impossible = log_probs.new_full((*x_t.shape, self.process.states - vocabulary), -torch.inf)
+        return Categorical(torch.cat([log_probs, impossible], dim=-1))
