@@ -5,26 +5,13 @@ import math
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from torch import nn
 
+from enumerated import ALL, JOINT, LENGTH, PROCESSES, Exact, V, exact, jumps_of, transition
 from kuosan.categorical import Categorical
 from kuosan.discrete import CategoricalChain, CategoricalDenoiser, CategoricalProcess
 from kuosan.process import Grid
-
-V, LENGTH = 3, 3
-ALL = torch.tensor(list(itertools.product(range(V), repeat=LENGTH)))
-#: A joint law of three tokens of three states that depend on each other.
-JOINT = np.random.default_rng(0).dirichlet(np.full(len(ALL), 0.3))
-RING = torch.tensor([[0.0, 0.7, 0.3], [0.2, 0.0, 0.8], [0.6, 0.3, 0.1]], dtype=torch.float64)
-
-PROCESSES = {
-    "masked": CategoricalProcess.masked(V),
-    "uniform": CategoricalProcess.uniform(V),
-    "law": CategoricalProcess(torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)),
-    "matrix": CategoricalProcess(RING),
-}
 
 
 @pytest.fixture(params=list(PROCESSES))
@@ -34,41 +21,6 @@ def process(request):
 
 def dice(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def full(process):
-    """The matrix of jumps, whatever form it was given in."""
-    jump = process.jump.numpy()
-    return jump if jump.ndim == 2 else np.tile(jump, (process.states, 1))
-
-
-def transition(process, s, t):
-    """q(x_t | x_s) as a matrix by scipy's exponential; at time 1 after more jumps than anyone could tell."""
-    jumps = 700.0 if t == 1 else math.log((1 - s) / (1 - t))
-    return scipy.linalg.expm(jumps * (full(process) - np.eye(process.states)))
-
-
-class Exact(nn.Module):
-    """Logits of the joint law: for each token, the sum over all texts that agree, weighed by what the others say."""
-
-    def __init__(self, process):
-        super().__init__()
-        self.process = process
-
-    def forward(self, x_t, t, condition=None):
-        t = t.double()
-        said = self.process.likelihood(x_t, 0.0, t)[..., :V]  # (B, L, V): q(x_t | x_0 = k)
-        of_text = torch.stack([said[:, i, ALL[:, i]] for i in range(LENGTH)], 1)  # (B, L, texts)
-        logits = torch.zeros(*x_t.shape, V, dtype=torch.float64)
-        for i in range(LENGTH):
-            others = torch.tensor(JOINT) * torch.stack([of_text[:, j] for j in range(LENGTH) if j != i]).prod(0)
-            for k in range(V):
-                logits[:, i, k] = others[:, ALL[:, i] == k].sum(-1).log()
-        return logits
-
-
-def exact(process):
-    return CategoricalDenoiser(Exact(process), process)
 
 
 # -- the law of a token ------------------------------------------------------------------------------------------------
@@ -173,7 +125,7 @@ def test_at_time_one_nothing_is_left_of_the_data(process):
     x = torch.tensor([[0], [1], [2]])
     prior = process.prior().log_probs.exp()
     torch.testing.assert_close(process.marginal(x, 1.0).log_probs.exp(), prior.expand(3, 1, -1), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(prior.numpy() @ full(process), prior, atol=1e-12)
+    np.testing.assert_allclose(prior.numpy() @ jumps_of(process), prior, atol=1e-12)
 
 
 # -- the bound ---------------------------------------------------------------------------------------------------------

@@ -305,7 +305,7 @@ _NAMED = (
     ),
     NamedData(
         "tang-poems",
-        "314 Chinese poems of the Tang dynasty by 79 authors",
+        "313 Chinese poems of the Tang dynasty by 79 authors",
         "GPL-3.0-or-later (package); the poems are in the public domain",
         (
             Package(

@@ -3,5 +3,22 @@
 from kuosan.discrete.chain import CategoricalChain
 from kuosan.discrete.denoiser import CategoricalDenoiser
 from kuosan.discrete.process import CategoricalProcess
+from kuosan.discrete.rules import RULES, Ancestral, Confident, Euler, Remasking, TokenRule
+from kuosan.discrete.sampling import ClassifierFree, Drawn, Sharpened, expected_evaluations, sample_tokens
 
-__all__ = ["CategoricalChain", "CategoricalDenoiser", "CategoricalProcess"]
+__all__ = [
+    "RULES",
+    "Ancestral",
+    "CategoricalChain",
+    "CategoricalDenoiser",
+    "CategoricalProcess",
+    "ClassifierFree",
+    "Confident",
+    "Drawn",
+    "Euler",
+    "Remasking",
+    "Sharpened",
+    "TokenRule",
+    "expected_evaluations",
+    "sample_tokens",
+]

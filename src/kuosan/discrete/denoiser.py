@@ -22,15 +22,19 @@ class CategoricalDenoiser(nn.Module):
         network: any module called as ``network(x_t, t, condition)`` with x_t (B, ...) int64 and t (B,); it returns
             logits (B, ..., vocabulary).
         process: the forward process.
+        timed: the network is told the time. Under masks it need not be: what the shown tokens say of the masked ones
+            does not depend on it (Sahoo et al. 2024, arXiv 2406.07524, section 3.5), and a sampler may then keep what
+            it was told. Default: told unless masked. A network that is not told sees t = 0.
     """
 
-    def __init__(self, network: nn.Module, process: CategoricalProcess):
+    def __init__(self, network: nn.Module, process: CategoricalProcess, timed: bool | None = None):
         super().__init__()
         self.network, self.process = network, process
+        self.timed = process.mask is None if timed is None else timed
 
     def forward(self, x_t: Tensor, t: Time, condition: object = None) -> Categorical:
         """Raises ValueError if the network's output has the wrong shape."""
-        time = float64(t).to(x_t.device)
+        time = float64(t if self.timed else 0.0).to(x_t.device)
         logits = self.network(x_t, time.float().expand(len(x_t)), condition)
         vocabulary = self.process.vocabulary
         if logits.shape != (*x_t.shape, vocabulary):

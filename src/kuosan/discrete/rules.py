@@ -1,0 +1,154 @@
+"""How tokens go from time t to an earlier time s, given what the denoiser says of x_0: one rule, one class."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kuosan.categorical import Categorical
+from kuosan.discrete.process import CategoricalProcess
+
+
+@dataclass
+class State:
+    """Tokens on their way.
+
+    Args:
+        x: (B, L), the tokens x_t.
+        scores: (B, L), log-probability of each token when it was last drawn; 0 of one that was given.
+    """
+
+    x: Tensor
+    scores: Tensor
+
+
+class TokenRule(ABC):
+    """One step. The last, to s = 0, is the same for all and not theirs: x_0 is drawn from what the denoiser says."""
+
+    #: Only for a process whose jumps lead to a mask.
+    needs_mask = False
+
+    @abstractmethod
+    def step(
+        self,
+        process: CategoricalProcess,
+        law: Categorical,
+        state: State,
+        t: float,
+        s: float,
+        draw: Callable[[], Tensor],
+        held: Tensor,
+    ) -> State:
+        """The state at s.
+
+        Args:
+            law: of x_0 given x_t, (B, L, V).
+            draw: standard-normal numbers (B, L), fresh ones at each call.
+            held: (B, L) bool, tokens that are not this rule's to change; what it returns there is not looked at.
+        """
+
+
+@dataclass(frozen=True)
+class Ancestral(TokenRule):
+    """x_s from p(x_s|x_t), the mean of q(x_s|x_t, x_0) under what the denoiser says (Austin et al. 2021, eq. 4)."""
+
+    def step(self, process, law, state, t, s, draw, held):
+        back = process.posterior(state.x, t, law, s)
+        x = back.sample(draw())
+        return State(x, _scores(law, state, x))
+
+
+@dataclass(frozen=True)
+class Euler(TokenRule):
+    """Each token jumps to j with probability (t - s) times its rate, at most once (tau-leaping; Campbell et al. 2022).
+
+    Where the rates add up to more than a step can hold, they are scaled down.
+    """
+
+    def step(self, process, law, state, t, s, draw, held):
+        # at time 1 the rates have no value: a little earlier they are those of the limit
+        jumps = (t - s) * process.reverse_rates(state.x, min(t, 1 - 1e-6), law)
+        jumps = jumps / jumps.sum(-1, keepdim=True).clamp_min(1)
+        stays = 1 - jumps.sum(-1, keepdim=True)
+        x = Categorical.of(jumps.scatter(-1, state.x.unsqueeze(-1), stays.clamp_min(0))).sample(draw())
+        return State(x, _scores(law, state, x))
+
+
+@dataclass(frozen=True)
+class Remasking(TokenRule):
+    r"""Ancestral, but a token that was drawn may be masked again, and so be corrected (Wang et al. 2025,
+    arXiv 2503.00307, eq. 6). As many tokens are masked at each time as without it; the more of them are drawn anew in
+    one step, the less those know of each other.
+
+    Args:
+        share: of the largest probability of being masked again that they allow, :math:`\sigma \le
+            \min(1, (1-\alpha_s)/\alpha_t)`; 0 is :class:`Ancestral`.
+    """
+
+    share: float = 0.2
+    needs_mask = True
+
+    def __post_init__(self):
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share must lie in 0 to 1, got {self.share}")
+
+    def step(self, process, law, state, t, s, draw, held):
+        mask = process.mask
+        alpha_t, alpha_s = 1 - t, 1 - s
+        sigma = self.share * (min(1.0, s / alpha_t) if alpha_t > 0 else 1.0)
+        shown = (alpha_s - (1 - sigma) * alpha_t) / t
+        masked = state.x == mask
+        chances = law.log_probs.exp() * torch.where(masked, shown, 1 - sigma).unsqueeze(-1)
+        chances[..., mask] = torch.where(masked, 1 - shown, sigma)
+        x = Categorical.of(chances).sample(draw())
+        return State(x, _scores(law, state, x))
+
+
+@dataclass(frozen=True)
+class Confident(TokenRule):
+    """Mask-predict (Ghazvininejad et al. 2019, arXiv 1904.09324): all masked tokens are drawn, then those of all tokens
+    that had the least probability when they were drawn are masked again, so many that a share s is.
+
+    Not a sampler of the model's law: it prefers what the model is sure of. The fewer rounds, the more it is needed.
+
+    Args:
+        noise: standard deviation of Gumbel noise on the scores, times s: 0 keeps the surest tokens, more keeps others.
+    """
+
+    noise: float = 0.0
+    needs_mask = True
+
+    def __post_init__(self):
+        if not self.noise >= 0:
+            raise ValueError(f"noise must be at least 0, got {self.noise}")
+
+    def step(self, process, law, state, t, s, draw, held):
+        mask = process.mask
+        x = torch.where(state.x == mask, law.sample(draw()), state.x)
+        scores = _scores(law, state, x)
+        order = scores.double()
+        if self.noise:
+            gumbel = -torch.log(-torch.special.log_ndtr(draw().double()).clamp_max(-1e-300))
+            order = order + self.noise * s * gumbel
+        order = order.masked_fill(held, torch.inf)
+        free = (~held).sum(1)
+        rank = order.argsort(1).argsort(1)
+        x = torch.where(rank < (free * s).round().unsqueeze(1), mask, x)
+        return State(x, scores)
+
+
+def _scores(law: Categorical, state: State, x: Tensor) -> Tensor:
+    """The log-probability of each token that was drawn now, and what was known of the others."""
+    return torch.where(x == state.x, state.scores, law.log_probs.gather(-1, x.unsqueeze(-1)).squeeze(-1))
+
+
+RULES: dict[str, type[TokenRule]] = {
+    "ancestral": Ancestral,
+    "euler": Euler,
+    "remasking": Remasking,
+    "confident": Confident,
+}

@@ -1,0 +1,268 @@
+"""Samplers of tokens against a law that can be enumerated, and what they promise: kept words, seeds, evaluations."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from enumerated import ALL, JOINT, LENGTH, PROCESSES, V, exact
+from kuosan.categorical import Categorical
+from kuosan.discrete import (
+    Ancestral,
+    CategoricalDenoiser,
+    CategoricalProcess,
+    ClassifierFree,
+    Confident,
+    Euler,
+    Remasking,
+    Sharpened,
+    expected_evaluations,
+    sample_tokens,
+    sampling,
+)
+from kuosan.process import Grid
+
+MASKED = PROCESSES["masked"]
+
+
+@pytest.fixture
+def fast_noise(monkeypatch):
+    """One generator for all samples: what each depends on is another test's business."""
+
+    class Fast:
+        def __init__(self, seeds, shape, dtype, purpose):
+            self.generator, self.shape, self.dtype = torch.Generator().manual_seed(0), (len(seeds), *shape), dtype
+
+        def draw(self):
+            return torch.randn(self.shape, generator=self.generator, dtype=self.dtype)
+
+    monkeypatch.setattr(sampling, "Noise", Fast)
+
+
+def frequencies(tokens):
+    index = (tokens * torch.tensor([V**2, V, 1])).sum(1)
+    return np.bincount(index.numpy(), minlength=len(ALL)) / len(tokens)
+
+
+def total_variation(tokens, law=JOINT):
+    return 0.5 * np.abs(frequencies(tokens) - law).sum()
+
+
+def draw(process, n=40_000, **settings):
+    return sample_tokens(exact(process), LENGTH, seeds=range(n), batch_size=n, **settings).tokens
+
+
+@pytest.mark.usefixtures("fast_noise")
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [Ancestral(), Euler()], ids=["ancestral", "euler"])
+@pytest.mark.parametrize("name", list(PROCESSES))
+def test_in_many_steps_the_samples_have_the_law_of_the_data(name, rule):
+    """Total variation under .02, of which the noise of 40,000 samples is about .007."""
+    assert total_variation(draw(PROCESSES[name], steps=150, rule=rule)) < 0.02
+
+
+@pytest.mark.usefixtures("fast_noise")
+@pytest.mark.parametrize("name", list(PROCESSES))
+def test_in_one_step_the_tokens_know_nothing_of_each_other(name):
+    """Truth: the product of the marginals."""
+    marginals = [np.array([JOINT[(ALL[:, i] == k).numpy()].sum() for k in range(V)]) for i in range(LENGTH)]
+    product = np.array([math.prod(marginals[i][k] for i, k in enumerate(text)) for text in ALL.tolist()])
+    tokens = draw(PROCESSES[name], steps=1)
+    assert total_variation(tokens, product) < 0.02
+    assert total_variation(tokens) > 0.1
+
+
+@pytest.mark.usefixtures("fast_noise")
+def test_few_steps_are_better_the_more_they_are():
+    errors = [total_variation(draw(MASKED, steps=steps)) for steps in (1, 2, 8, 64)]
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.usefixtures("fast_noise")
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_masking_again_keeps_the_law(share):
+    """With the exact denoiser nothing needs to be corrected, and little is spoilt."""
+    assert total_variation(draw(MASKED, steps=100, rule=Remasking(share))) < 0.02
+
+
+@pytest.mark.usefixtures("fast_noise")
+def test_masking_again_corrects_what_few_long_steps_spoil():
+    """Half of the grid jumps to where few tokens are masked; what is left of it goes over them again."""
+    times = (1.0, 0.3, *np.linspace(0.28, 0.02, 30))
+    plain, again = (
+        total_variation(draw(MASKED, grid=Grid(times), rule=rule)) for rule in (Ancestral(), Remasking(1.0))
+    )
+    assert again < 0.8 * plain
+
+
+@pytest.mark.usefixtures("fast_noise")
+def test_known_tokens_stay_and_the_others_have_their_conditional_law():
+    """Truth: the joint law given the second token, by enumeration."""
+    given = (ALL[:, 1] == 2).numpy()
+    truth = JOINT * given / (JOINT * given).sum()
+    for process, tolerance in ((MASKED, 0.02), (PROCESSES["uniform"], 0.2)):
+        tokens = draw(process, steps=60, known=torch.tensor([-1, 2, -1]))
+        assert bool((tokens[:, 1] == 2).all())
+        assert total_variation(tokens, truth) < tolerance
+
+
+def test_confidence_keeps_what_the_model_is_surest_of():
+    """By hand. Token 0 is certain, token 1 nearly, token 2 a toss: a third masked again is token 2."""
+    chances = torch.tensor([[1.0, 0.0, 0.0], [0.1, 0.9, 0.0], [0.4, 0.3, 0.3]])
+
+    class Sure(nn.Module):
+        def forward(self, x, t, condition=None):
+            return chances.log().expand(len(x), 3, 3)
+
+    seen = []
+    denoiser = CategoricalDenoiser(Sure(), MASKED)
+    grid = Grid((1.0, 2 / 3, 1 / 3))
+    sample_tokens(denoiser, 3, seeds=range(50), grid=grid, rule=Confident(), watch=lambda i, x: seen.append(x))
+    assert [(x == 3).sum(1).unique().tolist() for x in seen] == [[2], [1], [0]]
+    assert bool((seen[0][:, 0] == 0).all())
+    unlucky = seen[1][:, 1] == 3  # the less likely of its two states was drawn: then it is the least sure
+    assert bool((seen[1][~unlucky][:, 2] == 3).all())
+    assert 1 <= int(unlucky.sum()) <= 13  # one in ten
+
+
+@pytest.mark.usefixtures("fast_noise")
+def test_confidence_prefers_the_likeliest_texts():
+    tokens = draw(MASKED, n=20_000, steps=LENGTH, rule=Confident())
+    noisy = draw(MASKED, n=20_000, steps=LENGTH, rule=Confident(noise=100.0))
+    likely = np.sort(JOINT)[-3] <= JOINT
+    assert frequencies(tokens)[likely].sum() > frequencies(noisy)[likely].sum() + 0.02
+
+
+# -- laws made sharper -------------------------------------------------------------------------------------------------
+
+
+def test_a_temperature_is_a_power():
+    law = Categorical(torch.tensor([0.5, 0.3, 0.2, 0.0]).double().log())
+    power = np.array([0.25, 0.09, 0.04, 0]) / 0.38
+    np.testing.assert_allclose(Sharpened(0.5)(law).log_probs.exp(), power, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("nucleus", "kept"), [(1.0, [0.2, 0.5, 0.3]), (0.81, [0.2, 0.5, 0.3]), (0.79, [0, 0.625, 0.375]), (0.4, [0, 1, 0])]
+)
+def test_a_nucleus_is_the_fewest_states_that_are_enough(nucleus, kept):
+    law = Categorical(torch.tensor([0.2, 0.5, 0.3]).double().log())
+    np.testing.assert_allclose(Sharpened(nucleus=nucleus)(law).log_probs.exp(), kept, atol=1e-12)
+
+
+def test_guidance_raises_the_ratio_to_the_unconditional_to_a_power():
+    """By numpy: p(c)^(1+w) / p()^w, normalised; w = 0 is the conditional; a token that is shown stays."""
+    given, free = np.array([0.7, 0.2, 0.1]), np.array([0.3, 0.3, 0.4])
+
+    class Two(nn.Module):
+        def forward(self, x, t, condition=None):
+            return torch.tensor(free if condition is None else given).log().expand(*x.shape, 3)
+
+    denoiser = CategoricalDenoiser(Two(), MASKED)
+    x, label = torch.tensor([[3, 1]]), torch.tensor([0])
+    for w in (0.0, 1.0, 2.5):
+        law = ClassifierFree(denoiser, w)(x, 0.5, label).log_probs.exp()[0].numpy()
+        truth = given ** (1 + w) / free**w
+        np.testing.assert_allclose(law[0, :3], truth / truth.sum(), rtol=1e-9)
+        np.testing.assert_allclose(law[1], [0, 1, 0, 0], atol=1e-12)
+    with pytest.raises(ValueError, match="guides towards a condition"):
+        ClassifierFree(denoiser, 1.0)(x, 0.5)
+
+
+# -- what a sample depends on, and what it costs -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [Ancestral(), Euler(), Remasking(), Confident(noise=0.5)])
+def test_a_sample_depends_on_its_seed_alone(rule):
+    model = exact(MASKED)
+    together = sample_tokens(model, LENGTH, seeds=range(12), steps=5, rule=rule).tokens
+    alone = torch.cat([sample_tokens(model, LENGTH, seeds=[i], steps=5, rule=rule).tokens for i in range(12)])
+    parts = sample_tokens(model, LENGTH, seeds=range(12), steps=5, rule=rule, batch_size=5).tokens
+    assert torch.equal(together, alone)
+    assert torch.equal(together, parts)
+    assert len(together.unique(dim=0)) > 3
+
+
+class Counting(nn.Module):
+    """A network that counts the texts that it is asked of."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, x, t, condition=None):
+        self.asked += len(x)
+        return torch.zeros(*x.shape, 5)
+
+
+@pytest.mark.parametrize(("length", "steps"), [(4, 40), (20, 10), (3, 1)])
+def test_the_cache_asks_only_of_texts_that_changed(length, steps):
+    """Truth: the network's own count; the mean that the formula expects, to 5 standard errors; the same samples."""
+    process = CategoricalProcess.masked(5)
+    network = Counting()
+    denoiser = CategoricalDenoiser(network, process)
+    kept = sample_tokens(denoiser, length, seeds=range(300), steps=steps)
+    assert int(kept.evaluations.sum()) == network.asked
+    error = float(kept.evaluations.double().std()) / math.sqrt(300)
+    assert float(kept.evaluations.double().mean()) == pytest.approx(
+        expected_evaluations(length, steps), abs=5 * error + 1e-9
+    )
+    network.asked = 0
+    plain = sample_tokens(denoiser, length, seeds=range(300), steps=steps, cache=False)
+    assert network.asked == 300 * steps == int(plain.evaluations.sum())
+    assert torch.equal(plain.tokens, kept.tokens)
+
+
+def test_a_model_that_is_told_the_time_is_asked_at_every_step():
+    process = CategoricalProcess.masked(5)
+    drawn = sample_tokens(CategoricalDenoiser(Counting(), process, timed=True), 2, seeds=range(4), steps=30)
+    assert drawn.evaluations.tolist() == [30] * 4
+
+
+def test_no_mask_is_left_and_no_token_is_outside_the_vocabulary():
+    denoiser = CategoricalDenoiser(Counting(), CategoricalProcess.masked(5))
+    for rule in (Ancestral(), Euler(), Remasking(1.0), Confident()):
+        tokens = sample_tokens(denoiser, 8, seeds=range(50), steps=3, rule=rule).tokens
+        assert int(tokens.min()) >= 0
+        assert int(tokens.max()) <= 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seeds": []}, "at least one seed"),
+        ({"seeds": [1, 1]}, "every sample needs its own seed"),
+        ({"steps": 5, "grid": Grid((1.0,))}, "either steps= or grid="),
+        ({"steps": 0}, "steps must lie in"),
+        ({"known": torch.tensor([0, 1])}, r"shape \(3,\) or \(2, 3\)"),
+        ({"known": torch.tensor([0, 1, 3])}, "known tokens are 0 to 2"),
+        ({"condition": torch.tensor([0])}, "one condition for each seed"),
+        ({"length": 0}, "length and batch_size must be at least 1"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(settings, words):
+    settings = {"seeds": [0, 1], "steps": 3, "length": LENGTH} | settings
+    with pytest.raises(ValueError, match=words):
+        sample_tokens(exact(MASKED), settings.pop("length"), **settings)
+
+
+@pytest.mark.parametrize("rule", [Remasking(), Confident()])
+def test_a_rule_of_masks_is_refused_where_there_are_none(rule):
+    with pytest.raises(ValueError, match="is of masked processes"):
+        sample_tokens(exact(PROCESSES["uniform"]), LENGTH, seeds=[0], steps=3, rule=rule)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Remasking(1.5), "share must lie in 0 to 1"),
+        (lambda: Confident(-1.0), "noise must be at least 0"),
+        (lambda: Sharpened(0.0), "temperature must be positive"),
+        (lambda: Sharpened(nucleus=0.0), "nucleus must lie in"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
