@@ -80,7 +80,16 @@ def test_what_the_documents_name_exists(document):
 
 def exists(name: str) -> bool:
     """Whether a name is one of the package, or of a module that names its classes."""
-    for home in ("kuosan", "kuosan.solvers", "kuosan.runs", "kuosan.kernels", "kuosan.variance", "kuosan.bound"):
+    for home in (
+        "kuosan",
+        "kuosan.solvers",
+        "kuosan.runs",
+        "kuosan.kernels",
+        "kuosan.variance",
+        "kuosan.bound",
+        "kuosan.discrete",
+        "kuosan.discrete.rules",
+    ):
         with contextlib.suppress(AttributeError, ModuleNotFoundError):
             pkgutil.resolve_name(f"{home}.{name}")
             return True
