@@ -21,8 +21,10 @@ class Categorical:
 
     @classmethod
     def of(cls, weights: Tensor) -> Categorical:
-        """From weights (..., V), never negative, which are normalised."""
-        return cls((weights / weights.sum(-1, keepdim=True)).log())
+        """From weights (..., V), never negative, which are normalised. The gradient of a weight of 0 is 0."""
+        chances = weights / weights.sum(-1, keepdim=True)
+        possible = chances > 0
+        return cls(torch.where(possible, chances.where(possible, 1.0).log(), -torch.inf))
 
     @property
     def shape(self) -> torch.Size:
@@ -50,10 +52,7 @@ class Categorical:
         if noise is None:
             where = self.log_probs.device if generator is None else generator.device
             noise = torch.randn(self.shape, generator=generator, device=where).to(self.log_probs.device)
-        sums = self.log_probs.detach().double().exp().cumsum(-1)
-        # under the whole sum, so that a state of probability 0 is never reached, from below or above
-        place = ndtr(noise.double()).clamp_max(1 - 2**-52).expand(self.shape) * sums[..., -1]
-        return torch.searchsorted(sums, place.unsqueeze(-1), right=True).squeeze(-1).clamp_max(self.states - 1)
+        return pick(self.log_probs.detach().double().exp(), ndtr(noise.double()).expand(self.shape))[0]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log-probability of the states x, int64, of each token, nats.
@@ -61,7 +60,7 @@ class Categorical:
         Raises:
             ValueError: a state that is not one.
         """
-        if x.min() < 0 or x.max() >= self.states:
+        if x.numel() and (x.min() < 0 or x.max() >= self.states):
             raise ValueError(f"tokens are states 0 to {self.states - 1}, got {int(x.min())} to {int(x.max())}")
         return self.log_probs.expand(*x.shape, self.states).gather(-1, x.unsqueeze(-1)).squeeze(-1)
 
@@ -72,6 +71,24 @@ class Categorical:
     def kl(self, other: Categorical) -> Tensor:
         r""":math:`\sum_k p_k\log\frac{p_k}{q_k}` of each token, nats; infinite where the other says never."""
         return _mean_of(self.log_probs, self.log_probs) - _mean_of(self.log_probs, other.log_probs)
+
+
+def pick(chances: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The state at which the cumulative chances pass u, and how far into its share u lies: uniform again, if u is.
+
+    Args:
+        chances: (..., V), or (V,) for all alike; float64, never negative; their sum counts as 1.
+        u: (...), float64, 0 to 1.
+
+    Returns:
+        States (...), int64, never one of chance 0, and places within them (...), 0 to 1.
+    """
+    sums = chances.cumsum(-1)
+    # under the whole sum, so that a state of chance 0 is reached neither from below nor from above
+    place = (u.clamp(0, 1 - 2**-52) * sums[..., -1]).unsqueeze(-1)
+    state = torch.searchsorted(sums, place, right=True).clamp_max(chances.shape[-1] - 1)
+    share, end = (one[state] if one.ndim == 1 else one.gather(-1, state) for one in (chances, sums))
+    return state.squeeze(-1), ((place - end + share) / share).squeeze(-1).clamp(0, 1)
 
 
 def _mean_of(log_probs: Tensor, values: Tensor) -> Tensor:

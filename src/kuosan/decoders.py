@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr, ndtr, ndtri
 
-from kuosan.categorical import Categorical
+from kuosan.categorical import Categorical, pick
 from kuosan.gaussian import Gaussian
 
 
@@ -45,9 +45,9 @@ def discretised_gaussian_log_prob(x: Tensor, mean: Tensor, variance: Tensor, lev
     half = 1 / (levels - 1)
     std = variance.sqrt()
     low, high = (x - half - mean) / std, (x + half - mean) / std
-    # an open end is 40 standard deviations further out than the other border and the mean: nothing is left beyond it
-    low = torch.where(x <= -1 + half, -high.abs() - 40, low)
-    high = torch.where(x >= 1 - half, low.abs() + 40, high)
+    # an open end is 40 standard deviations and more beyond the other border and the mean: nothing is left beyond it
+    low = torch.where(x <= -1 + half, -1.5 * high.abs() - 40, low)
+    high = torch.where(x >= 1 - half, 1.5 * low.abs() + 40, high)
     # (low, high) has the probability of (-high, -low): take the one in the lower tail, where log_ndtr is exact
     flip = low + high > 0
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
@@ -108,12 +108,10 @@ class DiscretisedMixture:
             noise: standard-normal values of the data's shape; drawn from ``generator`` when not given.
         """
         weights = self.log_weights.detach().double().softmax(-1)
-        u = ndtr(_standard_normal(noise, weights[..., 0], generator).double()).unsqueeze(-1)
-        ends = weights.cumsum(-1)
-        chosen = torch.searchsorted(ends, u).clamp_max(weights.shape[-1] - 1)
-        share = weights.gather(-1, chosen)
-        inside = ((u - ends.gather(-1, chosen) + share) / share).clamp(1e-12, 1 - 1e-12)
+        u = ndtr(_standard_normal(noise, weights[..., 0], generator).double())
+        chosen, inside = pick(weights, u)
         of = self.components
+        chosen, inside = chosen.unsqueeze(-1), inside.unsqueeze(-1).clamp(1e-12, 1 - 1e-12)
         mean, variance = (part.detach().gather(-1, chosen) for part in (of.mean, of.variance))
         return DiscretisedGaussian(mean, variance, of.levels).sample(ndtri(inside).to(mean)).squeeze(-1)
 

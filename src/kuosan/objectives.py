@@ -295,7 +295,8 @@ def draw(times, process, x_0, t, noise, generator) -> tuple[Tensor, Tensor, Tens
     if t is None:
         t, weight = times.sample(process, len(x_0), generator)
     if noise is None:
-        noise = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
+        dtype = x_0.dtype if x_0.is_floating_point() else torch.float32
+        noise = torch.randn(x_0.shape, generator=generator, dtype=dtype).to(x_0.device)
     return t, noise, weight
 
 

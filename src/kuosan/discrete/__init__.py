@@ -4,7 +4,7 @@ from kuosan.discrete.chain import CategoricalChain
 from kuosan.discrete.denoiser import CategoricalDenoiser
 from kuosan.discrete.process import CategoricalProcess
 from kuosan.discrete.rules import RULES, Ancestral, Confident, Euler, Remasking, TokenRule
-from kuosan.discrete.sampling import ClassifierFree, Drawn, Sharpened, expected_evaluations, sample_tokens
+from kuosan.discrete.sampling import Drawn, Sharpened, TokenGuidance, expected_evaluations, sample_tokens
 
 __all__ = [
     "RULES",
@@ -12,12 +12,12 @@ __all__ = [
     "CategoricalChain",
     "CategoricalDenoiser",
     "CategoricalProcess",
-    "ClassifierFree",
     "Confident",
     "Drawn",
     "Euler",
     "Remasking",
     "Sharpened",
+    "TokenGuidance",
     "TokenRule",
     "expected_evaluations",
     "sample_tokens",

@@ -96,13 +96,19 @@ class CategoricalChain(ProcessChain):
         noise: Tensor | None,
         generator: torch.Generator | None,
     ) -> Tensor:
-        process = self.guide.process
         middle = s + u * (t - s)
-        x_t = process.marginal(x, middle).sample(noise, generator)
-        law = self.model.denoiser(x_t, middle, condition)
-        p = process.reverse_rates(x_t, middle, law)
-        q = process.reverse_rates(x_t, middle, x).to(p)
-        happens = q > 0
-        cost = torch.where(happens, q * (q.where(happens, 1.0) / p.where(happens, 1.0)).log(), 0.0) - q + p
-        total = per_example(cost.sum(-1))
-        return expand(t - s, total) * total
+        x_t = self.guide.process.corrupt(x, middle, noise, generator)
+        cost = self.rate(x_t, middle, x, condition)
+        return expand(t - s, cost) * cost
+
+    def rate(self, x_t: Tensor, t: Tensor, x: Tensor, condition: Any = None) -> Tensor:
+        """What the continuous form costs a unit of time, at x_t, (B,), nats."""
+        process, law = self.guide.process, self.model.denoiser(x_t, t, condition)
+        if process.mask is not None:  # each masked token has rates in sum 1/t, of q and of p: their difference is 0
+            surprise = -law.log_prob(x)
+            return per_example(expand(1 / t, surprise) * surprise * (x_t == process.mask))
+        p = process.reverse_rates(x_t, t, law)
+        q = process.reverse_rates(x_t, t, x, p.dtype)
+        happens = q > 0  # rates that are 0 for q are of no account in the first part, and must not make it 0 / 0
+        ratio = torch.where(happens, q / p.where(happens, 1.0), 1.0)
+        return per_example((q * ratio.log() - q + p).sum(-1))

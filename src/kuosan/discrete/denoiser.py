@@ -42,7 +42,16 @@ class CategoricalDenoiser(nn.Module):
                 f"the network should have returned shape {(*x_t.shape, vocabulary)}, it returned {tuple(logits.shape)}"
             )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        evidence = self.process.likelihood(x_t, 0.0, t, logits.dtype)[..., :vocabulary].log()
-        log_probs = torch.log_softmax(logits + evidence, dim=-1)
+        log_probs = torch.log_softmax(logits + self._evidence(x_t, t, logits), dim=-1)
         impossible = log_probs.new_full((*x_t.shape, self.process.states - vocabulary), -torch.inf)
         return Categorical(torch.cat([log_probs, impossible], dim=-1))
+
+    def _evidence(self, x_t: Tensor, t: Time, logits: Tensor) -> Tensor:
+        """log q(x_t | x_0 = k) for each k, up to what is the same for all."""
+        mask = self.process.mask
+        if mask is None:
+            return self.process.likelihood(x_t, 0.0, t, logits.dtype)[..., : self.process.vocabulary].log()
+        # at every time the same, 1 included, where the general rule would have nothing to compare
+        shown = (x_t != mask).unsqueeze(-1)
+        here = torch.where(shown, x_t.unsqueeze(-1), 0)
+        return torch.zeros_like(logits).masked_fill(shown, -torch.inf).scatter(-1, here, 0.0)

@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
+from torch.special import ndtr
 
-from kuosan.categorical import Categorical
+from kuosan.categorical import Categorical, pick
 from kuosan.process import Grid, expand
 from kuosan.schedules import Time, float64
 
@@ -68,9 +69,9 @@ class CategoricalProcess:
 
     @property
     def mask(self) -> int | None:
-        """The state to which all jumps lead, if there is one."""
-        absorbing = (self.stationary == 1).nonzero().flatten().tolist()
-        return absorbing[0] if absorbing else None
+        """The state to which every jump leads, if there is one and the data never take it: it shows what is noise."""
+        certain = (self.jump == 1).nonzero().flatten().tolist() if self.jump.ndim == 1 else []
+        return certain[0] if certain and certain[0] >= self.vocabulary else None
 
     @staticmethod
     def grid(steps: int) -> Grid:
@@ -97,71 +98,93 @@ class CategoricalProcess:
         """q(x_t | x_0)."""
         return self.step(x_0, 0.0, t)
 
+    def corrupt(
+        self, x_0: Tensor, t: Time, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """A draw of q(x_t | x_0). Where all rows of J are alike, without writing out V probabilities for each token.
+
+        Args:
+            noise: standard-normal values of x_0's shape; drawn from ``generator`` when not given.
+        """
+        if self.jump.ndim == 2:
+            return self.marginal(x_0, t).sample(noise, generator)
+        if noise is None:
+            where = x_0.device if generator is None else generator.device
+            noise = torch.randn(x_0.shape, generator=generator, dtype=torch.float64, device=where)
+        u = ndtr(noise.double().to(x_0.device))
+        kept, jumped = (expand(share, u) for share in self._shares(0.0, t))
+        # how far u went beyond what is kept is uniform again, and picks the state that is jumped to
+        beyond = ((u - kept) / jumped.clamp_min(1e-300)).clamp(0, 1)
+        return torch.where(u < kept, x_0, pick(self.jump.to(u), beyond)[0])
+
     def likelihood(self, x_t: Tensor, s: Time, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
         """q(x_t | x_s = k) for every state k, (..., V)."""
-        return self._backward(self._point(x_t).to(dtype), s, t)
+        return self._backward(self._point(x_t, dtype), s, t)
 
     def posterior(self, x_t: Tensor, t: Time, x_0: Tensor | Categorical, s: Time) -> Categorical:
         r"""q(x_s | x_t, x_0); of a law of x_0, given x_t, instead of a known one, its mean :math:`p(x_s|x_t)`.
 
         .. math:: q(x_s=j|x_t) \propto q(x_t|x_s=j)\sum_k q(x_s=j|x_0=k)\,\frac{p(x_0=k|x_t)}{q(x_t|x_0=k)}
 
-        (Austin et al. 2021, eq. 4.) An x_0 that could not have become x_t does not count.
+        (Austin et al. 2021, eq. 4.) An x_0 that could not have become x_t does not count; if none could, it is NaN.
         """
         p_0 = x_0.log_probs.exp() if isinstance(x_0, Categorical) else self._point(x_0)
         weights = self._over_likelihood(p_0, x_t, t)
         return Categorical.of(self._forward(weights, 0.0, s) * self.likelihood(x_t, s, t, p_0.dtype))
 
-    def reverse_rates(self, x_t: Tensor, t: Time, x_0: Tensor | Categorical) -> Tensor:
+    def reverse_rates(
+        self, x_t: Tensor, t: Time, x_0: Tensor | Categorical, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
         r"""Jumps from x_t to each other state, a unit of time, as time runs from noise to data, (..., V).
 
         .. math:: \hat R(x_t\to j) = \frac{J_{j,x_t}}{1-t}\sum_k p(x_0=k|x_t)\,\frac{q(x_t=j|x_0=k)}{q(x_t|x_0=k)}
 
-        (Campbell et al. 2022, arXiv 2205.14987, prop. 3.)
+        (Campbell et al. 2022, arXiv 2205.14987, prop. 3.) Of an x_0 that is known, in ``dtype``.
         """
-        p_0 = x_0.log_probs.exp() if isinstance(x_0, Categorical) else self._point(x_0)
+        p_0 = x_0.log_probs.exp() if isinstance(x_0, Categorical) else self._point(x_0, dtype)
         ratios = self._forward(self._over_likelihood(p_0, x_t, t), 0.0, t)
         jump = self.jump.to(p_0)
         into = jump[x_t].unsqueeze(-1) if jump.ndim == 1 else jump.T[x_t]
-        here = one_hot(x_t, self.states).bool()
-        return (expand(1 / (1 - float64(t)), ratios) * into * ratios).masked_fill(here, 0.0)
+        rates = ratios * (expand(1 / (1 - float64(t)), ratios) * into)
+        return rates.scatter(-1, x_t.unsqueeze(-1), 0.0)
 
     # -- how weights over the states move -----------------------------------------------------------------------------
 
-    def _point(self, x: Tensor) -> Tensor:
-        if x.is_floating_point() or (x.numel() and (x.min() < 0 or x.max() >= self.states)):
-            raise ValueError(f"tokens are whole numbers from 0 to {self.states - 1}, got {x.dtype} {x}")
-        return one_hot(x, self.states).double()
+    def _point(self, x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        if x.dtype != torch.int64 or (x.numel() and (x.min() < 0 or x.max() >= self.states)):
+            raise ValueError(f"tokens are whole numbers from 0 to {self.states - 1}, int64; got {x.dtype} {x}")
+        return torch.zeros(*x.shape, self.states, dtype=dtype, device=x.device).scatter_(-1, x.unsqueeze(-1), 1)
 
     def _over_likelihood(self, p_0: Tensor, x_t: Tensor, t: Time) -> Tensor:
         chance = self.likelihood(x_t, 0.0, t, p_0.dtype)
-        return torch.where(chance > 0, p_0 / chance.where(chance > 0, torch.ones_like(chance)), 0.0)
+        inverse = torch.where(chance > 0, 1 / chance, 0.0)  # through which no gradient passes: it holds no p_0
+        return p_0 * inverse
 
     def _forward(self, weights: Tensor, s: Time, t: Time) -> Tensor:
         """sum_k weights_k q(x_t = j | x_s = k), (..., V)."""
         if self.jump.ndim == 1:
-            kept = expand(self._kept(s, t), weights)
-            return kept * weights + (1 - kept) * weights.sum(-1, keepdim=True) * self.jump.to(weights)
+            kept, jumped = (expand(share, weights) for share in self._shares(s, t))
+            return kept * weights + jumped * weights.sum(-1, keepdim=True) * self.jump.to(weights)
         return _apply(weights, self._matrix(s, t).to(weights))
 
     def _backward(self, weights: Tensor, s: Time, t: Time) -> Tensor:
         """sum_j q(x_t = j | x_s = k) weights_j, (..., V)."""
         if self.jump.ndim == 1:
-            kept = expand(self._kept(s, t), weights)
-            return kept * weights + (1 - kept) * (weights * self.jump.to(weights)).sum(-1, keepdim=True)
+            kept, jumped = (expand(share, weights) for share in self._shares(s, t))
+            return kept * weights + jumped * (weights * self.jump.to(weights)).sum(-1, keepdim=True)
         return _apply(weights, self._matrix(s, t).mT.to(weights))
 
     @staticmethod
-    def _kept(s: Time, t: Time) -> Tensor:
-        """alpha_t / alpha_s: the chance of no jump between."""
-        s, t = float64(s), float64(t)
+    def _shares(s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        """alpha_t / alpha_s, the chance of no jump between, and the chance of one, neither by subtraction; float64."""
+        s, t = float64(s).cpu(), float64(t).cpu()
         if not bool(((s >= 0) & (s <= t) & (s < 1) & (t <= 1)).all()):
             raise ValueError(f"a kernel goes from s to a later time t, 0 <= s <= t <= 1, s < 1; got {s} and {t}")
-        return (1 - t) / (1 - s)
+        return (1 - t) / (1 - s), (t - s) / (1 - s)
 
     def _matrix(self, s: Time, t: Time) -> Tensor:
         """(V, V) or (B, V, V): q(x_t | x_s)."""
-        kept = self._kept(s, t)
+        kept, _ = self._shares(s, t)
         jumps = -torch.log(kept.clamp_min(1e-300))
         found = torch.matrix_exp(jumps[..., None, None] * (self.jump - torch.eye(self.states).double()))
         return torch.where((kept > 0)[..., None, None], found, self.stationary.expand_as(found)).clamp_min(0)

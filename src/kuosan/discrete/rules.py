@@ -19,7 +19,7 @@ class State:
 
     Args:
         x: (B, L), the tokens x_t.
-        scores: (B, L), log-probability of each token when it was last drawn; 0 of one that was given.
+        scores: (B, L), what a rule remembers of each token: the log-probability that it had when it was drawn.
     """
 
     x: Tensor
@@ -58,24 +58,23 @@ class Ancestral(TokenRule):
 
     def step(self, process, law, state, t, s, draw, held):
         back = process.posterior(state.x, t, law, s)
-        x = back.sample(draw())
-        return State(x, _scores(law, state, x))
+        return State(back.sample(draw()), state.scores)
 
 
 @dataclass(frozen=True)
 class Euler(TokenRule):
-    """Each token jumps to j with probability (t - s) times its rate, at most once (tau-leaping; Campbell et al. 2022).
+    """Each token jumps to j with probability (t - s) times its rate: Euler's step of the jump process.
 
-    Where the rates add up to more than a step can hold, they are scaled down.
+    Where the rates add up to more than a step can hold, they are scaled down. At time 1, where those of other processes
+    than masks have no limit, this makes the first step a jump of every token to where the rates point just before it.
     """
 
     def step(self, process, law, state, t, s, draw, held):
-        # at time 1 the rates have no value: a little earlier they are those of the limit
         jumps = (t - s) * process.reverse_rates(state.x, min(t, 1 - 1e-6), law)
         jumps = jumps / jumps.sum(-1, keepdim=True).clamp_min(1)
         stays = 1 - jumps.sum(-1, keepdim=True)
-        x = Categorical.of(jumps.scatter(-1, state.x.unsqueeze(-1), stays.clamp_min(0))).sample(draw())
-        return State(x, _scores(law, state, x))
+        chances = jumps.scatter(-1, state.x.unsqueeze(-1), stays.clamp_min(0))
+        return State(Categorical.of(chances).sample(draw()), state.scores)
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,7 @@ class Remasking(TokenRule):
         masked = state.x == mask
         chances = law.log_probs.exp() * torch.where(masked, shown, 1 - sigma).unsqueeze(-1)
         chances[..., mask] = torch.where(masked, 1 - shown, sigma)
-        x = Categorical.of(chances).sample(draw())
-        return State(x, _scores(law, state, x))
+        return State(Categorical.of(chances).sample(draw()), state.scores)
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ class Confident(TokenRule):
     Not a sampler of the model's law: it prefers what the model is sure of. The fewer rounds, the more it is needed.
 
     Args:
-        noise: standard deviation of Gumbel noise on the scores, times s: 0 keeps the surest tokens, more keeps others.
+        noise: scale of Gumbel noise on the scores, times s: 0 keeps the surest tokens, more keeps others too.
     """
 
     noise: float = 0.0
@@ -129,21 +127,17 @@ class Confident(TokenRule):
     def step(self, process, law, state, t, s, draw, held):
         mask = process.mask
         x = torch.where(state.x == mask, law.sample(draw()), state.x)
-        scores = _scores(law, state, x)
+        drawn = law.log_probs.gather(-1, x.unsqueeze(-1)).squeeze(-1)
+        scores = torch.where(x == state.x, state.scores, drawn)
         order = scores.double()
         if self.noise:
             gumbel = -torch.log(-torch.special.log_ndtr(draw().double()).clamp_max(-1e-300))
             order = order + self.noise * s * gumbel
         order = order.masked_fill(held, torch.inf)
         free = (~held).sum(1)
-        rank = order.argsort(1).argsort(1)
+        rank = torch.argsort(torch.argsort(order, dim=1, stable=True), dim=1)
         x = torch.where(rank < (free * s).round().unsqueeze(1), mask, x)
         return State(x, scores)
-
-
-def _scores(law: Categorical, state: State, x: Tensor) -> Tensor:
-    """The log-probability of each token that was drawn now, and what was known of the others."""
-    return torch.where(x == state.x, state.scores, law.log_probs.gather(-1, x.unsqueeze(-1)).squeeze(-1))
 
 
 RULES: dict[str, type[TokenRule]] = {

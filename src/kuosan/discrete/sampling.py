@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kuosan.categorical import Categorical
 from kuosan.denoiser import evaluating
+from kuosan.discrete.denoiser import CategoricalDenoiser
 from kuosan.discrete.process import CategoricalProcess
 from kuosan.discrete.rules import Ancestral, State, TokenRule
 from kuosan.process import Grid
@@ -74,17 +75,19 @@ class Sharpened:
         return Categorical(log_probs)
 
 
-@dataclass(frozen=True)
-class ClassifierFree:
+class TokenGuidance(nn.Module):
     r"""Guided tokens: :math:`p \propto p(x_0|x_t,c)^{1+w}\, p(x_0|x_t)^{-w}`, w = 0 being no guidance.
+
+    Each of its evaluations is two of the denoiser.
 
     Args:
         denoiser: trained with and without its condition.
         weight: w.
     """
 
-    denoiser: TokenModel
-    weight: float
+    def __init__(self, denoiser: CategoricalDenoiser, weight: float):
+        super().__init__()
+        self.denoiser, self.weight = denoiser, weight
 
     @property
     def process(self) -> CategoricalProcess:
@@ -94,11 +97,11 @@ class ClassifierFree:
     def timed(self) -> bool:
         return self.denoiser.timed
 
-    def __call__(self, x_t: Tensor, t: Time, condition: Any = None) -> Categorical:
+    def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> Categorical:
         if condition is None:
             raise ValueError("classifier-free guidance guides towards a condition: none was given")
         given, free = self.denoiser(x_t, t, condition).log_probs, self.denoiser(x_t, t).log_probs
-        possible = given > -torch.inf
+        possible = (given > -torch.inf) & (free > -torch.inf)
         apart = torch.where(possible, given - free.where(possible, 0.0), 0.0)
         return Categorical(torch.log_softmax(given + self.weight * apart, -1))
 
@@ -133,7 +136,7 @@ def sample_tokens(
         transform: of each law of x_0, such as :class:`Sharpened`.
         known: (N, L) or (L,) int64, the tokens that are given, and -1 where they are to be drawn. They are kept as they
             are. Under masks the model always sees them; under other processes as noisy as all else.
-        cache: a model that is not told the time is not asked twice of the same tokens.
+        cache: of masks, a model that is not told the time is not asked twice of the same tokens.
         batch_size: texts at once.
         watch: called with (step, x_s) of each batch.
         progress: called with (done, all).
@@ -162,7 +165,7 @@ def sample_tokens(
     with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
         for first in range(0, len(seeds), batch_size):
             part = slice(first, first + batch_size)
-            loop = _Loop(model, rule, transform, cache and not model.timed, device)
+            loop = _Loop(model, rule, transform, cache and not model.timed and process.mask is not None, device)
             noise = Noise(seeds[part], (length,), torch.float64, purpose="tokens")
             x, count = loop.run(
                 grid, noise, None if condition is None else condition[part].to(device), given[part].to(device), watch

@@ -341,7 +341,7 @@ class Run(ABC):
         self,
         x: Tensor,
         condition: Tensor | None,
-        measures: Iterable[str],
+        measures: Sequence[str],
         *,
         importance: int = 64,
         draws: int | None = None,
@@ -355,6 +355,8 @@ class Run(ABC):
             ode: settings of :meth:`by_ode`.
             settings: of :meth:`chain`.
         """
+        if ode and "ode" not in measures:
+            raise ValueError("ode= is how the ODE is solved, and it is not among the measures")
         chain = self.chain(**settings)[0] if set(measures) - {"ode"} else None
         more = {} if draws is None else {"draws": draws}
         found: dict[str, Bound | Likelihood] = {}
