@@ -52,17 +52,13 @@ DIGITS: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
     "diffusion, levels": ("digits-likelihood", [], ("ode",)),
     "diffusion, learned schedule": ("digits-vdm", [], ("ode",)),
 }
-#: The best of them at 256 levels.
+#: The best of them at 256 levels. A flow posterior alone falls silent there: its layer is given 20 nats for nothing.
 MNIST: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
-    "VAE, flow posterior": ("mnist-vae", ["autoencoder.layers=1", "autoencoder.posterior=flow"], ("importance",)),
     "two-layer VAE, top-down": ("mnist-vae", [], ("importance",)),
-    "diffusion, levels": (
-        "mnist-likelihood",
-        [
-            'process={kind="cosine"}',
-            'objective={kind="weighted",weighting={kind="edm",sigma_data=0.6}}',
-        ],
-        ("ode",),
+    "VAE, flow posterior": (
+        "mnist-vae",
+        ["autoencoder.layers=1", "autoencoder.posterior=flow", "objective.free_bits=20.0", "training.steps=4000"],
+        ("importance",),
     ),
     "diffusion, learned schedule": ("mnist-likelihood", [], ("ode",)),
 }
