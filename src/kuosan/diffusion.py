@@ -140,17 +140,8 @@ class DiffusionChain(ProcessChain):
             grid = process.grid(steps)
         super().__init__(Forward(process, grid), Reverse(denoiser, grid, variance, decoder_variance), form)
 
-    def integral(
-        self,
-        s: Tensor,
-        t: Tensor,
-        u: Tensor,
-        x: Tensor,
-        condition: Any,
-        noise: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Estimated at the time that lies at u between s and t in log-SNR."""
+    def between(self, s: Tensor, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """On the clock of log-SNR, which runs backwards."""
         process = self.guide.process
         start, end = process.log_snr(s), process.log_snr(t)
         if not bool(torch.isfinite(end).all()):
@@ -159,38 +150,44 @@ class DiffusionChain(ProcessChain):
                 "pass a grid= that begins a little earlier, such as at .999"
             )
         log_snr = start + u * (end - start)
-        middle = process.schedule.time_of(log_snr.detach())
+        time = process.schedule.time_of(log_snr.detach())
         if log_snr.requires_grad:  # a learned schedule: that time moves as the curve does, so that log-SNR stays
-            rate = process.schedule.log_snr_rate(middle).detach()
-            middle = middle + (log_snr - process.log_snr(middle)) / rate
-        x_t = process.marginal(x, middle).sample(noise, generator)
-        error = per_example((x - self.model.denoiser(x_t, middle, condition).x0) ** 2)
-        weight = 0.5 * ((start - end) * log_snr.exp()).to(error)
-        if self.model.discrete:
-            return weight * error
-        known, of_gaussian = self._of_gaussian_data(start, end, middle, x, x_t)
-        return known + weight * (error - of_gaussian)
+            rate = process.schedule.log_snr_rate(time).detach()
+            time = time + (log_snr - process.log_snr(time)) / rate
+        return time, start - end
 
-    def _of_gaussian_data(
-        self, start: Tensor, end: Tensor, middle: Tensor, x: Tensor, x_t: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        r"""The continuous cost of a model of Gaussian data, (B,), which is known, and its squared error at x_t.
+    def rate(self, x_t: Tensor, t: Tensor, x: Tensor, condition: Any = None) -> Tensor:
+        r""":math:`\tfrac12 \mathrm{SNR}_t \|x_0 - \hat x_0\|^2`; of a density less what it is of Gaussian data."""
+        process = self.guide.process
+        error = per_example((x - self.model.denoiser(x_t, t, condition).x0) ** 2)
+        if not self.model.discrete:
+            alpha, sigma = process.scales(t)
+            linear = alpha * self._variance / (alpha**2 * self._variance + sigma**2)
+            error = error - per_example((x - expand(linear, x) * x_t) ** 2)
+        return 0.5 * expand(process.log_snr(t).exp(), error) * error
 
-        The denoiser of N(0, s^2) is :math:`x_t\, \alpha s^2 / (\alpha^2 s^2 + \sigma^2)`. Under q its cost is
+    def known(self, s: Tensor, t: Tensor, x: Tensor) -> Tensor | float:
+        r"""The cost of the model of Gaussian data N(0, v), if this is one of a density.
 
-        .. math:: \tfrac12 \int \frac{\|x\|^2 + d\, s^4 S}{(1 + s^2 S)^2}\, \mathrm dS, \qquad S = \mathrm{SNR}
+        Its denoiser is :math:`x_t\, \alpha v / (\alpha^2 v + \sigma^2)`, and under q its cost is
+
+        .. math:: \tfrac12 \int \frac{\|x\|^2 + d\, v^2 S}{(1 + v S)^2}\, \mathrm dS, \qquad S = \mathrm{SNR}
 
         A density's own denoiser errs much as it does, at much noise and at little and with the same draws: estimating
         the difference alone takes most of the noise out of the estimate (a control variate) and leaves its mean.
         """
-        edm = self.model.denoiser.preconditioning
-        s2 = 1.0 if edm is None else edm.sigma_data**2
-        alpha, sigma = self.guide.process.scales(middle)
-        error = per_example((x - expand(alpha * s2 / (alpha**2 * s2 + sigma**2), x) * x_t) ** 2)
-        start, end = start + math.log(s2), end + math.log(s2)
+        if self.model.discrete:
+            return 0.0
+        start, end = (self.guide.process.log_snr(time) + math.log(self._variance) for time in (s, t))
         share = (torch.sigmoid(start) - torch.sigmoid(end)).to(x)
         of_noise = (softplus(start) - softplus(end)).to(x) - share
-        return 0.5 * (share * per_example(x**2) / s2 + of_noise * x[0].numel()), error
+        return 0.5 * (share * per_example(x**2) / self._variance + of_noise * x[0].numel())
+
+    @property
+    def _variance(self) -> float:
+        """v: what the network's preconditioning takes the data's variance for."""
+        edm = self.model.denoiser.preconditioning
+        return 1.0 if edm is None else edm.sigma_data**2
 
     def step_cost(self, i: Tensor, prediction: Prediction, x_0: Tensor) -> Tensor:
         """What rungs i (B,), from 0 to K - 1, take from the matching form, (B,), given what is said of x_{t_{i+1}}."""

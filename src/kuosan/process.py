@@ -118,6 +118,12 @@ class Process:
         alpha, sigma = self.scales(t)
         return Gaussian(expand(alpha, x_0) * x_0, expand(sigma**2, x_0))
 
+    def corrupt(
+        self, x_0: Tensor, t: Time, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """A draw of q(x_t|x_0), from ``noise`` if that is given."""
+        return self.marginal(x_0, t).sample(noise, generator)
+
     def noise_fraction(self, t: Time, s: Time) -> Tensor:
         r""":math:`\tau = 1 - \mathrm{SNR}_t/\mathrm{SNR}_s`: how much of x_t's noise came after time s. Float64.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kuosan.chain import Chain
 from kuosan.kernels import Generative, Guide, Place, Rung
-from kuosan.process import Grid
+from kuosan.process import Grid, expand
 from kuosan.schedules import float64
 from kuosan.visits import even
 
@@ -20,7 +20,7 @@ class ProcessGuide(Guide):
     """A process on a grid as a q, known up, down and at every rung.
 
     Args:
-        process: the forward process, with its kernels ``step``, ``posterior`` and ``marginal``.
+        process: the forward process, with its kernels ``step``, ``posterior`` and ``marginal``, and ``corrupt``.
         grid: its noisy times; rung i is the i-th of them from the data.
     """
 
@@ -86,18 +86,17 @@ class ProcessChain(Chain):
             return super().term("matching", i, place, analytic, generator)
         u = torch.rand(len(place.x), generator=generator, dtype=torch.float64)
         s, t = self.guide.times[i], self.guide.times[i + 1]
-        return self.integral(s, t, u, place.x, place.condition, None, generator)
+        return self.integral(s, t, u, place.x, place.condition, generator=generator)
 
-    @abstractmethod
     def integral(
         self,
         s: Tensor,
         t: Tensor,
         u: Tensor,
         x: Tensor,
-        condition: Any,
-        noise: Tensor | None,
-        generator: torch.Generator | None,
+        condition: Any = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """An estimate of the continuous cost from time s to t, (B,), nats.
 
@@ -105,6 +104,21 @@ class ProcessChain(Chain):
             u: (B,), in [0, 1): where between them its time lies.
             noise: standard-normal values of x's shape; None: drawn from ``generator``.
         """
+        time, width = self.between(s, t, u)
+        cost = self.rate(self.guide.process.corrupt(x, time, noise, generator), time, x, condition)
+        return self.known(s, t, x) + expand(width, cost) * cost
+
+    @abstractmethod
+    def between(self, s: Tensor, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The time at u between s and t, (B,), on the clock on which times are drawn, and how long s to t is on it."""
+
+    @abstractmethod
+    def rate(self, x_t: Tensor, t: Tensor, x: Tensor, condition: Any = None) -> Tensor:
+        """The continuous cost at x_t in a unit of that clock, (B,), nats; less what is ``known`` of it."""
+
+    def known(self, s: Tensor, t: Tensor, x: Tensor) -> Tensor | float:
+        """What of the cost from s to t needs no draw, (B,)."""
+        return 0.0
 
     def estimate(
         self,
@@ -132,7 +146,7 @@ class ProcessChain(Chain):
         if not between:
             return total
         if self.form == "continuous":
-            return total - self.integral(guide.times[1], guide.times[last], u, x, condition, noise, None)
+            return total - self.integral(guide.times[1], guide.times[last], u, x, condition, noise)
         i = (u * between).long() + 1
         above = (guide.marginal(i + 1, x).sample(noise),)
         return total - between * self.divergence(i, guide.posterior(i, above, x), above, condition)

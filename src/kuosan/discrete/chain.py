@@ -86,23 +86,12 @@ class CategoricalChain(ProcessChain):
             raise ValueError(f"the grid of a ladder of tokens begins at time 1, got {grid.times[0]}")
         super().__init__(ProcessGuide(denoiser.process, grid), TokenReverse(denoiser, grid), form)
 
-    def integral(
-        self,
-        s: Tensor,
-        t: Tensor,
-        u: Tensor,
-        x: Tensor,
-        condition: Any,
-        noise: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        middle = s + u * (t - s)
-        x_t = self.guide.process.corrupt(x, middle, noise, generator)
-        cost = self.rate(x_t, middle, x, condition)
-        return expand(t - s, cost) * cost
+    def between(self, s: Tensor, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """On the clock of time, which is that of the share of tokens that have jumped."""
+        return s + u * (t - s), t - s
 
     def rate(self, x_t: Tensor, t: Tensor, x: Tensor, condition: Any = None) -> Tensor:
-        """What the continuous form costs a unit of time, at x_t, (B,), nats."""
+        """The divergence of the rates at x_t, or of masks the cross-entropy of the masked tokens, over t."""
         process, law = self.guide.process, self.model.denoiser(x_t, t, condition)
         if process.mask is not None:  # each masked token has rates in sum 1/t, of q and of p: their difference is 0
             surprise = -law.log_prob(x)

@@ -42,4 +42,4 @@ class TokenBound(Objective):
     ) -> Tensor:
         u, noise, _ = draw(self.times, model.guide.process, x_0, t, noise, generator)
         ends = torch.tensor([self.earliest, 1.0], dtype=torch.float64)
-        return model.integral(ends[0], ends[1], u.double().cpu(), x_0, condition, noise, None) / x_0[0].numel()
+        return model.integral(ends[0], ends[1], u.double().cpu(), x_0, condition, noise) / x_0[0].numel()
