@@ -447,7 +447,11 @@ def _parser() -> argparse.ArgumentParser:
 
     measure.add_argument("--tolerance", type=float, help="of the ODE's solver, relative and absolute (default 1e-5)")
     measure.add_argument("--divergence", help="of the ODE: rademacher (the default) or gaussian probes, or exact")
-    measure.add_argument("--dequantisation", help="of the ODE: noise (the default), uniform or variational")
+    measure.add_argument(
+        "--dequantisation",
+        help="of the ODE: noise (the default); uniform or variational, which fill the space between levels, where a "
+        "network that predicts levels has next to no density",
+    )
 
     page = add("report", _report, "write a run's report: one HTML page that needs nothing else")
     page.add_argument("run", metavar="RUN", help="a run's folder")

@@ -247,7 +247,8 @@ class DiffusionRun(Run):
             draws: repeats, each with states and a probe of its own.
             tolerance: relative and absolute, of the solver.
             divergence: "rademacher" or "gaussian" probes, or "exact", which takes as many as x has dimensions.
-            dequantisation: "noise", that of the process; "uniform"; or "variational", fitted here to training data.
+            dequantisation: "noise", that of the process; "uniform"; or "variational", fitted here to training data. The
+                last two fill the space between levels, where a network that predicts levels has next to no density.
         """
         q: str | Variational = dequantisation
         if dequantisation == "variational":
