@@ -192,13 +192,7 @@ class CategoricalProcess:
 
 def _apply(weights: Tensor, matrix: Tensor) -> Tensor:
     """weights (B, ..., V) times a matrix (V, V), or one for each example (B, V, V)."""
-    if matrix.ndim == 2:
-        return weights @ matrix
-    return (weights.flatten(1, -2) @ matrix).reshape(weights.shape) if weights.ndim > 2 else _row(weights, matrix)
-
-
-def _row(weights: Tensor, matrix: Tensor) -> Tensor:
-    return (weights.unsqueeze(1) @ matrix).squeeze(1)
+    return weights @ matrix if matrix.ndim == 2 else torch.einsum("b...k,bkj->b...j", weights, matrix)
 
 
 def _stationary(jump: Tensor) -> Tensor:
