@@ -328,14 +328,14 @@ def test_a_ladder_of_something_else_is_refused(process):
 
 
 @pytest.mark.parametrize("name", ["masked", "uniform"])
-def test_the_loss_is_minus_the_continuous_bound_of_each_token(name):
+def test_the_loss_is_minus_the_continuous_bound(name):
     """In the mean over draws, of the exact denoiser: minus log p(x) over the length, but for what lies before 0.001."""
     chain = CategoricalChain(exact(PROCESSES[name]), grid=Grid((1.0, 0.001)))
     x = ALL[[7]].expand(20_000, LENGTH)
     with torch.no_grad():
         loss = TokenBound()(chain, x, generator=dice(2))
     error = float(loss.std()) / math.sqrt(len(x))
-    assert float(loss.mean()) == pytest.approx(-math.log(JOINT[7]) / LENGTH, abs=5 * error + 3e-3)
+    assert float(loss.mean()) == pytest.approx(-math.log(JOINT[7]), abs=5 * error + 1e-2)
 
 
 def test_a_small_transformer_learns_which_token_follows_which():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kuosan.categorical import Categorical
 from kuosan.discrete.denoiser import CategoricalDenoiser
+from kuosan.discrete.lengths import Padded
 from kuosan.discrete.process import CategoricalProcess
 from kuosan.gaussian import per_example
 from kuosan.kernels import Generative, Rung
@@ -28,10 +29,8 @@ class TokenReverse(Generative):
         self.denoiser, self.length = denoiser, len(grid)
         self.times = float64((0.0, *grid.times[::-1]))
 
-    def prior(self, condition: Any = None) -> Categorical:
-        log_probs = self.denoiser.process.prior().log_probs
-        parameter = next(self.denoiser.parameters(), log_probs)
-        return Categorical(log_probs.to(parameter.device))
+    def prior(self, condition: Any = None) -> Categorical | Padded:
+        return self.denoiser.prior(condition)
 
     def down(self, i: Rung, above: Sequence[Tensor], condition: Any = None) -> Categorical:
         law = self.denoiser(above[0], self.times[i + 1], condition)
@@ -92,12 +91,32 @@ class CategoricalChain(ProcessChain):
 
     def rate(self, x_t: Tensor, t: Tensor, x: Tensor, condition: Any = None) -> Tensor:
         """The divergence of the rates at x_t, or of masks the cross-entropy of the masked tokens, over t."""
-        process, law = self.guide.process, self.model.denoiser(x_t, t, condition)
+        process, denoiser = self.guide.process, self.model.denoiser
         if process.mask is not None:  # each masked token has rates in sum 1/t, of q and of p: their difference is 0
-            surprise = -law.log_prob(x)
-            return per_example(expand(1 / t, surprise) * surprise * (x_t == process.mask))
+            surprise = denoiser.surprise(x_t, t, x, condition)
+            return per_example(expand(1 / t, surprise) * surprise)
+        law = denoiser(x_t, t, condition)
         p = process.reverse_rates(x_t, t, law)
         q = process.reverse_rates(x_t, t, x, p.dtype)
         happens = q > 0  # rates that are 0 for q are of no account in the first part, and must not make it 0 / 0
         ratio = torch.where(happens, q / p.where(happens, 1.0), 1.0)
         return per_example((q * ratio.log() - q + p).sum(-1))
+
+    def loss(
+        self, x: Tensor, condition: Any = None, *, u: Tensor, noise: Tensor | None = None, earliest: float = 1e-3
+    ) -> Tensor:
+        """An estimate of minus the continuous bound from time 0 to 1, what it says of the length included; (B,), nats.
+
+        Args:
+            u: (B,), in [0, 1): which time.
+            noise: as of :meth:`integral`.
+            earliest: no time is under it.
+        """
+        start, end = torch.tensor([earliest, 1.0], dtype=torch.float64)
+        matching = self.integral(start, end, u.double().cpu(), x, condition, noise)
+        prior = self.model.prior(condition)
+        if not isinstance(prior, Padded):
+            return matching
+        lengths = prior.log_lengths.expand(len(x), -1)
+        n = (x != prior.padding).sum(1, keepdim=True)
+        return matching - lengths.gather(1, n - 1).squeeze(1)

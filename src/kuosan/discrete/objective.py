@@ -1,22 +1,30 @@
-"""What a denoiser of tokens is trained on: its continuous bound."""
+"""What a model of tokens is trained on: its bound."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from kuosan.discrete.chain import CategoricalChain
 from kuosan.objectives import SPREAD, Objective, TimeSampler, draw
+
+
+class TokenLadder(Protocol):
+    """A ladder of tokens that says what it is trained on."""
+
+    def loss(
+        self, x: Tensor, condition: Any = None, *, u: Tensor, noise: Tensor | None = None, earliest: float
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class TokenBound(Objective):
-    r"""Minus the continuous bound from time 0 to 1, of one time for each example, nats per token.
+    r"""Minus the bound, nats for each text: the model's own ``loss``, of one time for each.
 
-    Of masks: :math:`-\frac1t \sum_{\text{masked}} \log p(x_0|x_t)`, divided by the length (Sahoo et al. 2024,
-    arXiv 2406.07524, eq. 10). Times are spread evenly over the batch.
+    Of masks: :math:`-\frac1t \sum_{\text{masked}} \log p(x_0|x_t)` (Sahoo et al. 2024, arXiv 2406.07524, eq. 10), and
+    -log p(n) of the length n. Times are spread evenly over the batch.
 
     Args:
         earliest: no time is under it: there the rates, and with them the noise of the estimate, have no bound.
@@ -31,7 +39,7 @@ class TokenBound(Objective):
 
     def __call__(
         self,
-        model: CategoricalChain,
+        model: TokenLadder,
         x_0: Tensor,
         condition: object = None,
         *,
@@ -40,6 +48,6 @@ class TokenBound(Objective):
         generator: torch.Generator | None = None,
         step: int | None = None,
     ) -> Tensor:
-        u, noise, _ = draw(self.times, model.guide.process, x_0, t, noise, generator)
-        ends = torch.tensor([self.earliest, 1.0], dtype=torch.float64)
-        return model.integral(ends[0], ends[1], u.double().cpu(), x_0, condition, noise) / x_0[0].numel()
+        u, noise, _ = draw(self.times, None, x_0, t, noise, generator)
+        noise = noise[:, : x_0.shape[1]]  # a batch of short texts may come without padding that all of them have
+        return model.loss(x_0, condition, u=u, noise=noise, earliest=self.earliest)

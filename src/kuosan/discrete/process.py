@@ -34,12 +34,16 @@ class CategoricalProcess:
             :math:`q(x_t|x_s) = a\,\delta_{x_s} + (1-a)\,J` with :math:`a = \alpha_t/\alpha_s`. Or (V, V), a row for
             each state that it jumps from.
         vocabulary: the data's states are the first so many; default all of them.
+        still: a state of the data that never jumps, and that nothing jumps to: what fills a text after its end. Where
+            it stands, and so how long the text is, shows at every time; its law is the prior's (:class:`Lengths
+            <kuosan.discrete.Lengths>`). Only with a law of jumps, not a matrix.
 
     Raises:
-        ValueError: not a law; a matrix with more than one stationary law, or too large a one.
+        ValueError: not a law; a matrix with more than one stationary law, or too large a one; a still state that is
+            jumped to or not of the vocabulary.
     """
 
-    def __init__(self, jump: Tensor, vocabulary: int | None = None):
+    def __init__(self, jump: Tensor, vocabulary: int | None = None, still: int | None = None):
         jump = float64(jump)
         if jump.ndim not in (1, 2) or (jump.ndim == 2 and jump.shape[0] != jump.shape[1]) or len(jump) < 2:
             raise ValueError(f"jump must be of shape (V,) or (V, V), V at least 2, got {tuple(jump.shape)}")
@@ -54,18 +58,25 @@ class CategoricalProcess:
         self.vocabulary = self.states if vocabulary is None else vocabulary
         if not 2 <= self.vocabulary <= self.states:
             raise ValueError(f"vocabulary must lie in 2 to {self.states}, got {vocabulary}")
-        self.jump = jump
+        if still is not None and (jump.ndim == 2 or not 0 <= still < self.vocabulary or jump[still] > 0):
+            raise ValueError(
+                f"a still state is one of the vocabulary that a law of jumps (V,) never jumps to, got {still}"
+            )
+        self.jump, self.still = jump, still
         self.stationary = jump if jump.ndim == 1 else _stationary(jump)
 
     @classmethod
-    def masked(cls, vocabulary: int) -> CategoricalProcess:
+    def masked(cls, vocabulary: int, still: int | None = None) -> CategoricalProcess:
         """Every jump is to the mask, the state after the vocabulary's, from which nothing returns."""
-        return cls(one_hot(torch.tensor(vocabulary), vocabulary + 1).double(), vocabulary)
+        return cls(one_hot(torch.tensor(vocabulary), vocabulary + 1).double(), vocabulary, still)
 
     @classmethod
-    def uniform(cls, vocabulary: int) -> CategoricalProcess:
-        """Every jump is to any token of the vocabulary alike."""
-        return cls(torch.full((vocabulary,), 1 / vocabulary, dtype=torch.float64))
+    def uniform(cls, vocabulary: int, still: int | None = None) -> CategoricalProcess:
+        """Every jump is to any token of the vocabulary alike, but for a still one."""
+        jump = torch.ones(vocabulary, dtype=torch.float64)
+        if still is not None and 0 <= still < vocabulary:
+            jump[still] = 0
+        return cls(jump / jump.sum(), still=still)
 
     @property
     def mask(self) -> int | None:
@@ -85,7 +96,7 @@ class CategoricalProcess:
         return Grid(tuple(i / steps for i in range(steps, 0, -1)))
 
     def prior(self) -> Categorical:
-        """The law of a token at time 1."""
+        """The law of a token at time 1, if it is not still."""
         return Categorical.of(self.stationary)
 
     # -- kernels ------------------------------------------------------------------------------------------------------
@@ -115,7 +126,8 @@ class CategoricalProcess:
         kept, jumped = (expand(share, u) for share in self._shares(0.0, t))
         # how far u went beyond what is kept is uniform again, and picks the state that is jumped to
         beyond = ((u - kept) / jumped.clamp_min(1e-300)).clamp(0, 1)
-        return torch.where(u < kept, x_0, pick(self.jump.to(u), beyond)[0])
+        stays = u < kept if self.still is None else (u < kept) | (x_0 == self.still)
+        return torch.where(stays, x_0, pick(self.jump.to(u), beyond)[0])
 
     def likelihood(self, x_t: Tensor, s: Time, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
         """q(x_t | x_s = k) for every state k, (..., V)."""
@@ -164,15 +176,25 @@ class CategoricalProcess:
         """sum_k weights_k q(x_t = j | x_s = k), (..., V)."""
         if self.jump.ndim == 1:
             kept, jumped = (expand(share, weights) for share in self._shares(s, t))
-            return kept * weights + jumped * weights.sum(-1, keepdim=True) * self.jump.to(weights)
+            moving = weights.sum(-1, keepdim=True)
+            if self.still is not None:
+                moving = moving - weights[..., self.still].unsqueeze(-1)
+            return self._but_still(kept * weights + jumped * moving * self.jump.to(weights), weights)
         return _apply(weights, self._matrix(s, t).to(weights))
 
     def _backward(self, weights: Tensor, s: Time, t: Time) -> Tensor:
         """sum_j q(x_t = j | x_s = k) weights_j, (..., V)."""
         if self.jump.ndim == 1:
             kept, jumped = (expand(share, weights) for share in self._shares(s, t))
-            return kept * weights + jumped * (weights * self.jump.to(weights)).sum(-1, keepdim=True)
+            arriving = (weights * self.jump.to(weights)).sum(-1, keepdim=True)
+            return self._but_still(kept * weights + jumped * arriving, weights)
         return _apply(weights, self._matrix(s, t).mT.to(weights))
+
+    def _but_still(self, moved: Tensor, weights: Tensor) -> Tensor:
+        if self.still is None:
+            return moved
+        at = torch.full((*moved.shape[:-1], 1), self.still, device=moved.device)
+        return moved.scatter(-1, at, weights.gather(-1, at))
 
     @staticmethod
     def _shares(s: Time, t: Time) -> tuple[Tensor, Tensor]:

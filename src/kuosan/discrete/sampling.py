@@ -10,10 +10,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.special import ndtr
 
 from kuosan.categorical import Categorical
 from kuosan.denoiser import evaluating
 from kuosan.discrete.denoiser import CategoricalDenoiser
+from kuosan.discrete.lengths import Lengths
 from kuosan.discrete.process import CategoricalProcess
 from kuosan.discrete.rules import Ancestral, State, TokenRule
 from kuosan.process import Grid
@@ -25,9 +27,9 @@ class TokenModel(Protocol):
     """A :class:`~kuosan.discrete.CategoricalDenoiser`, or one wrapped in guidance."""
 
     process: CategoricalProcess
-    timed: bool
+    lengths: Lengths | None
 
-    def __call__(self, x_t: Tensor, t: Time, condition: Any = None) -> Categorical: ...
+    def at(self, x_t: Tensor, t: Time, condition: Any, places: Tensor) -> Categorical: ...
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,27 @@ class TokenGuidance(nn.Module):
         return self.denoiser.process
 
     @property
-    def timed(self) -> bool:
-        return self.denoiser.timed
+    def lengths(self) -> Lengths | None:
+        return self.denoiser.lengths
 
     def forward(self, x_t: Tensor, t: Time, condition: Any = None) -> Categorical:
         if condition is None:
             raise ValueError("classifier-free guidance guides towards a condition: none was given")
-        given, free = self.denoiser(x_t, t, condition).log_probs, self.denoiser(x_t, t).log_probs
-        possible = (given > -torch.inf) & (free > -torch.inf)
-        apart = torch.where(possible, given - free.where(possible, 0.0), 0.0)
-        return Categorical(torch.log_softmax(given + self.weight * apart, -1))
+        return guided(self.denoiser(x_t, t, condition), self.denoiser(x_t, t), self.weight)
+
+    def at(self, x_t: Tensor, t: Time, condition: Any, places: Tensor) -> Categorical:
+        """As :meth:`CategoricalDenoiser.at`."""
+        if condition is None:
+            raise ValueError("classifier-free guidance guides towards a condition: none was given")
+        given, free = (self.denoiser.at(x_t, t, one, places) for one in (condition, None))
+        return guided(given, free, self.weight)
+
+
+def guided(given: Categorical, free: Categorical, weight: float) -> Categorical:
+    r""":math:`p \propto p(x|c)^{1+w}\, p(x)^{-w}`; what is impossible by either of them is as likely as given."""
+    possible = (given.log_probs > -torch.inf) & (free.log_probs > -torch.inf)
+    apart = torch.where(possible, given.log_probs - free.log_probs.where(possible, 0.0), 0.0)
+    return Categorical(torch.log_softmax(given.log_probs + weight * apart, -1))
 
 
 @torch.no_grad()
@@ -118,6 +131,7 @@ def sample_tokens(
     condition: Tensor | None = None,
     transform: Callable[[Categorical], Categorical] | None = None,
     known: Tensor | None = None,
+    lengths: Tensor | None = None,
     cache: bool = True,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
@@ -136,14 +150,18 @@ def sample_tokens(
         transform: of each law of x_0, such as :class:`Sharpened`.
         known: (N, L) or (L,) int64, the tokens that are given, and -1 where they are to be drawn. They are kept as they
             are. Under masks the model always sees them; under other processes as noisy as all else.
-        cache: of masks, a model that is not told the time is not asked twice of the same tokens.
+        lengths: (N,) int64, how many of the L tokens each text has, of a model that knows lengths. Default: drawn from
+            their law, among those that have room for what is known. That law is of all texts: it is not told what the
+            known tokens say of the length.
+        cache: a step that draws no token of a text does not ask the model of it; otherwise it is asked nevertheless.
         batch_size: texts at once.
         watch: called with (step, x_s) of each batch.
         progress: called with (done, all).
 
     Raises:
         ValueError: no seeds or repeated ones, both or neither of steps and grid, a rule of masks for a process without
-            one, known tokens of another shape or outside the vocabulary.
+            one, known tokens of another shape or outside the vocabulary, lengths that leave no room for them or that
+            the model does not know.
     """
     seeds = check_seeds(seeds)
     process, rule = model.process, rule or Ancestral()
@@ -161,15 +179,22 @@ def sample_tokens(
     if condition is not None and len(condition) != len(seeds):
         raise ValueError(f"one condition for each seed expected: {len(seeds)} seeds, {len(condition)} conditions")
     given = _checked(known, len(seeds), length, process)
+    asked = _checked_lengths(lengths, given, length, model.lengths)
     tokens, counts = [], []
     with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
         for first in range(0, len(seeds), batch_size):
             part = slice(first, first + batch_size)
-            loop = _Loop(model, rule, transform, cache and not model.timed and process.mask is not None, device)
+            loop = _Loop(model, rule, transform, cache, device)
             noise = Noise(seeds[part], (length,), torch.float64, purpose="tokens")
-            x, count = loop.run(
-                grid, noise, None if condition is None else condition[part].to(device), given[part].to(device), watch
-            )
+            own = None if condition is None else condition[part].to(device)
+            held = given[part].to(device)
+            if model.lengths is not None:
+                u = ndtr(Noise(seeds[part], (), torch.float64, purpose="length").draw()).to(device)
+                n = model.lengths.draw(u, own, _least(held), length) if asked is None else asked[part].to(device)
+                held = held.masked_fill(torch.arange(length, device=device) >= n.unsqueeze(1), process.still or 0)
+            # of its own, since whether any of a batch is held must not move what the others are drawn with
+            blur = Noise(seeds[part], (length,), torch.float64, purpose="known")
+            x, count = loop.run(grid, noise, blur, own, held, watch)
             tokens.append(x.cpu())
             counts.append(count.cpu())
             if progress is not None:
@@ -187,7 +212,30 @@ def _checked(known: Tensor | None, n: int, length: int, process: CategoricalProc
             f"known tokens are 0 to {process.vocabulary - 1}, or -1 for one to be drawn; got {int(known.min())} to "
             f"{int(known.max())}"
         )
+    if process.still is not None and bool((known == process.still).any()):
+        raise ValueError(f"token {process.still} is what follows the end: say lengths=, and nothing of it in known")
     return known.expand(n, length)
+
+
+def _least(known: Tensor) -> Tensor:
+    """(N,), the shortest length that has room for what is known."""
+    return ((known >= 0) * torch.arange(1, known.shape[1] + 1, device=known.device)).amax(1)
+
+
+def _checked_lengths(lengths: Tensor | None, known: Tensor, length: int, law: Lengths | None) -> Tensor | None:
+    if law is None:
+        if lengths is not None:
+            raise ValueError("lengths are asked of a model that does not know them: give length, which all texts have")
+        return None
+    if lengths is None:
+        return None
+    if lengths.shape != known.shape[:1] or lengths.is_floating_point():
+        raise ValueError(f"lengths must be a whole number for each of {len(known)} texts, got {tuple(lengths.shape)}")
+    if lengths.min() < 1 or lengths.max() > length:
+        raise ValueError(f"lengths are 1 to {length}, got {int(lengths.min())} to {int(lengths.max())}")
+    if bool((lengths < _least(known)).any()):
+        raise ValueError("a known token lies beyond the length that is asked for")
+    return lengths
 
 
 class _Loop:
@@ -195,11 +243,9 @@ class _Loop:
 
     def __init__(self, model: TokenModel, rule: TokenRule, transform: Any, cache: bool, device: torch.device | str):
         self.model, self.rule, self.transform, self.cache, self.device = model, rule, transform, cache, device
-        self._seen: Tensor | None = None
-        self._said: Tensor | None = None
 
     def run(
-        self, grid: Grid, noise: Noise, condition: Tensor | None, known: Tensor, watch: Any
+        self, grid: Grid, noise: Noise, blur: Noise, condition: Tensor | None, known: Tensor, watch: Any
     ) -> tuple[Tensor, Tensor]:
         process = self.model.process
 
@@ -212,12 +258,17 @@ class _Loop:
         state = State(x, torch.zeros_like(first))
         count = torch.zeros(len(x), dtype=torch.int64)
         for i, (t, s) in enumerate(grid.pairs()):
-            state.x = self._show(process, known, held, state.x, t, draw)
-            law = self._law(state.x, t, condition, count)
-            if s > 0:
-                state = self.rule.step(process, law, state, t, s, draw, held)
+            state.x = self._show(process, known, held, state.x, t, lambda: blur.draw().to(self.device))
+            last = s == 0
+            if not last:
+                places = self.rule.places(process, state.x, t, s, draw) & ~held
             else:
-                state = State(law.sample(draw()), state.scores)
+                places = ~held if process.mask is None else (state.x == process.mask) & ~held
+            law = self._law(state.x, t, condition, places, count)
+            if not last:
+                state = self.rule.step(process, law, places, state, t, s, draw, held)
+            else:
+                state = State(state.x.masked_scatter(places, law.sample(draw()[places])), state.scores)
             if watch is not None:
                 watch(i, torch.where(held, known, state.x))
         return torch.where(held, known, state.x), count
@@ -231,24 +282,18 @@ class _Loop:
         given = known.clamp_min(0)
         return torch.where(held, given if process.mask is not None else process.marginal(given, t).sample(draw()), x)
 
-    def _law(self, x: Tensor, t: float, condition: Tensor | None, count: Tensor) -> Categorical:
-        """What the model says, asked only of the texts that it has not just been asked of."""
-        if self._seen is None or not self.cache:
-            said = self.model(x, t, condition).log_probs
-            count += 1
-        else:
-            assert self._said is not None
-            fresh = (x != self._seen).any(1)
-            said = self._said.clone()
-            if bool(fresh.any()):
-                said[fresh] = self.model(x[fresh], t, None if condition is None else condition[fresh]).log_probs
-            count += fresh.cpu()
-        self._seen, self._said = x, said
-        law = Categorical(said)
+    def _law(self, x: Tensor, t: float, condition: Tensor | None, places: Tensor, count: Tensor) -> Categorical:
+        """What the model says of the tokens that are drawn."""
+        asked = places.any(1) if self.cache else torch.ones_like(places[:, 0])
+        count += asked.cpu()
+        if not bool(asked.any()):
+            return Categorical(torch.zeros(0, self.model.process.states, device=x.device))
+        own = None if condition is None else condition[asked]
+        law = self.model.at(x[asked], t, own, places[asked])
         return law if self.transform is None else self.transform(law)
 
 
 def expected_evaluations(length: int, steps: int) -> float:
-    r"""Of :class:`~kuosan.discrete.rules.Ancestral` sampling of masks with a cache, on the even grid:
-    :math:`1 + (K-1)\,(1-(1-1/K)^L)`: a step is asked anew only if the one before it drew a token."""
-    return 1 + (steps - 1) * -math.expm1(length * math.log1p(-1 / steps)) if steps > 1 else 1.0
+    r"""Of :class:`~kuosan.discrete.rules.Ancestral` sampling of masks, on the even grid: :math:`K(1-(1-1/K)^L)`, for
+    each of the L tokens is drawn in any of the K steps alike, and a step that draws none needs no model."""
+    return steps * -math.expm1(length * math.log1p(-1 / steps)) if steps > 1 else 1.0

@@ -85,15 +85,24 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, h: Tensor, given: Tensor) -> Tensor:
+    def forward(self, h: Tensor, given: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """The next (B, N, width).
+
+        Args:
+            given: (B, width).
+            hidden: bool, broadcastable to (B, heads, N, N): which positions, last, others do not look at.
+        """
         scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = self.modulation(given).unsqueeze(1).chunk(6, dim=-1)
-        h = h + gate_a * self.dropout(self.attention(self.norm(h) * (1 + scale_a) + shift_a))
+        h = h + gate_a * self.dropout(self.attention(self.norm(h) * (1 + scale_a) + shift_a, hidden))
         return h + gate_m * self.dropout(self.mlp(self.norm(h) * (1 + scale_m) + shift_m))
 
-    def attention(self, h: Tensor) -> Tensor:
+    def attention(self, h: Tensor, hidden: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         # written out: for a few dozen tokens on a CPU, faster to train than torch's (benchmarks/attention.py)
-        weights = torch.softmax(q * q.shape[-1] ** -0.5 @ k.mT, dim=-1).to(v.dtype)
+        scores = q * q.shape[-1] ** -0.5 @ k.mT
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, -torch.inf)
+        weights = torch.softmax(scores, dim=-1).to(v.dtype)
         return self.out((weights @ v).transpose(1, 2).flatten(2))
 
 
