@@ -192,7 +192,7 @@ class DiffusionChain(ProcessChain):
     def step_cost(self, i: Tensor, prediction: Prediction, x_0: Tensor) -> Tensor:
         """What rungs i (B,), from 0 to K - 1, take from the matching form, (B,), given what is said of x_{t_{i+1}}."""
         i = i.to(x_0.device)
-        cost = torch.zeros(len(x_0), dtype=x_0.dtype, device=x_0.device)
+        cost = torch.zeros(len(x_0), dtype=prediction.x_t.dtype, device=x_0.device)
         decoded, between = (i == 0).nonzero().flatten(), (i > 0).nonzero().flatten()
         if len(decoded):
             p = self.model.law(0, prediction[decoded])
