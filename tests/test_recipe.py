@@ -42,17 +42,29 @@ def good(tmp_path):
 def test_every_recipe_that_ships_builds_its_model(name):
     """Truth: the shapes of the data sets that they name."""
     recipe = recipes.read(name)
-    shape = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}.get(recipe.data.name or "")
+    shape = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "glosses": (20,), "tang-poems": (64,)}.get(
+        recipe.data.name or ""
+    )
     shape = shape or (recipe.data.channels, recipe.data.size, recipe.data.size)
     model = make_model(recipe, shape, levels=17, classes=10)
     make_objective(recipe)
+    told = torch.tensor([1, -1]) if recipe.data.conditional else None
+    if len(shape) == 1:
+        words = torch.randint(2, 17, (2, *shape))
+        if recipe.of_tokens:
+            loss = model.loss(words, told, u=torch.tensor([0.3, 0.7]), noise=torch.randn(2, *shape))
+            assert loss.shape == (2,)
+        else:
+            vectors = model.embedding(words)
+            assert model(vectors, 0.5, told).x0.shape == vectors.shape
+        return
     make_solver(recipe.sampling.solver)
     x = torch.randn(2, *shape)
     if recipe.autoencoder is not None:
         path = model.path(x)
         assert model.model.down(0, path.at(0).above).mean.shape == x.shape
         return
-    assert model(x, 0.5, torch.tensor([1, -1]) if recipe.data.conditional else None).x0.shape == x.shape
+    assert model(x, 0.5, told).x0.shape == x.shape
 
 
 def test_a_recipe_survives_being_written_and_read(good, tmp_path):
@@ -95,7 +107,7 @@ def test_kinds_and_their_settings_become_objects(good):
         ("training.accumulate=3", r"accumulate = 3 must divide batch_size = 128"),
         ("training.ema=1.5", r"training.ema: .*less than 1, got 1.5"),
         ("denoiser.predicts=noise", r"denoiser.predicts: .*'eps'.*got 'noise'"),
-        ("data.folder=photos", r"data: give either name .* or folder"),
+        ("data.folder=photos", r"data: give name .*, folder .* or texts"),
         ("data.size=32", r"data: a named data set has its own size"),
         ("evaluation.variance=posterior", r'needs denoiser.predicts = "levels"'),
         ("evaluation.variance=learned", r"needs denoiser.learned_variance = true"),

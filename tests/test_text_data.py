@@ -42,15 +42,15 @@ def test_the_split_is_the_stated_permutation(tmp_path):
     assert (data.name, data.length, data.tokenizer.kind) == ("a", 6, "word")
 
 
-def test_tokens_are_padded_after_the_text_and_have_no_end(tmp_path):
-    """By hand: ids go by frequency, a 3, b 4; whichever line is held out, its words are known from the others."""
+def test_tokens_are_padded_after_the_text(tmp_path):
+    """By hand: ids go by frequency, a 2, b 3; whichever line is held out, its words are known from the others."""
     data = load(write(tmp_path, "a.txt", "a a b\n\r\n  a b\na a\nb a\n"), length=3)
     rows = {}
     for part in (data.train, data.held_out):
         assert part.tokens.dtype == part.lengths.dtype == torch.int64
         assert len(part) == len(part.texts)
         rows |= dict(zip(part.texts, zip(part.tokens.tolist(), part.lengths.tolist(), strict=True), strict=True))
-    assert rows == {"a a b": ([3, 3, 4], 3), "a b": ([3, 4, 0], 2), "a a": ([3, 3, 0], 2), "b a": ([4, 3, 0], 2)}
+    assert rows == {"a a b": ([2, 2, 3], 3), "a b": ([2, 3, 0], 2), "a a": ([2, 2, 0], 2), "b a": ([3, 2, 0], 2)}
     assert data.notes[0] == "1 empty texts were left out"
 
 
@@ -59,7 +59,7 @@ def test_the_vocabulary_is_learned_from_the_training_part_alone(tmp_path):
     data = load(write(tmp_path, "a.txt", "\n".join(NUMBERS)), length=6)
     assert (data.held_out.tokens == 1).sum(dim=1).tolist() == [1, 1]
     assert not (data.train.tokens == 1).any()
-    assert noted(data, "25.0% of the held-out tokens are unknown to the vocabulary of 44")
+    assert noted(data, "25.0% of the held-out tokens are unknown to the vocabulary of 43")
     assert noted(data, "0.0% of the training tokens are unknown")
 
 
@@ -166,7 +166,7 @@ BAD = {
     "length": ("a.txt", "a b\na", {"length": 0}, "^length must be at least 1"),
     "share": ("a.txt", "a b\na", {"held_out": 1.0}, "^held_out must lie between 0 and 1"),
     "kind": ("a.txt", "a b\na", {"kind": "words"}, "^kind must be one of word, bpe, character"),
-    "size": ("a.txt", "a b\na", {"size": 3}, "needs a size of at least 4"),
+    "size": ("a.txt", "a b\na", {"size": 2}, "needs a size of at least 3"),
 }
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("tokenizers")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuosan.text.tokenizer import END, PAD, UNKNOWN, Tokenizer
+from kuosan.text.tokenizer import PAD, UNKNOWN, Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,10 @@ BYTES = Tokenizer.train(["low lower lowest", "newer newest"], "bpe", 270)
 
 
 def test_words_are_numbered_by_frequency_and_then_by_alphabet(words):
-    """Counted by hand; the three special tokens come first."""
-    assert words.encode("the cat sat") == [3, 4, 5]
-    assert (PAD, UNKNOWN, END) == (0, 1, 2)
-    assert words.size == 3 + len(["the", "cat", "sat", "a", "long-haired", "dog's", *".,()!"])
+    """Counted by hand; the two special tokens come first."""
+    assert words.encode("the cat sat") == [2, 3, 4]
+    assert (PAD, UNKNOWN) == (0, 1)
+    assert words.size == 2 + len(["the", "cat", "sat", "a", "long-haired", "dog's", *".,()!"])
 
 
 def test_apostrophes_hyphens_and_decimals_stay_inside_words():
@@ -38,8 +38,8 @@ def test_apostrophes_hyphens_and_decimals_stay_inside_words():
 
 
 def test_a_small_vocabulary_keeps_the_most_frequent_words():
-    tokenizer = Tokenizer.train(["b b b a a c"], "word", 5)
-    assert tokenizer.size == 5
+    tokenizer = Tokenizer.train(["b b b a a c"], "word", 4)
+    assert tokenizer.size == 4
     assert tokenizer.decode(tokenizer.encode("a b c A zebra")) == "a b <unk> a <unk>"
 
 
@@ -62,7 +62,7 @@ def test_punctuation_clings_to_the_side_where_english_has_it(text):
 def test_byte_pairs_give_back_any_text(text):
     """Hypothesis' strings, of any characters, most of them never seen; none begins with a special token."""
     assert BYTES.decode(BYTES.encode(text)) == text
-    assert not {PAD, UNKNOWN, END} & set(BYTES.encode(text))
+    assert not {PAD, UNKNOWN} & set(BYTES.encode(text))
 
 
 def test_byte_pairs_merge_what_is_frequent():
@@ -75,24 +75,24 @@ def test_byte_pairs_merge_what_is_frequent():
 def test_characters_keep_lines_and_case():
     text = "春眠不觉晓，\nAb a\t"
     tokenizer = Tokenizer.train([text], "character", 100)
-    assert tokenizer.size == 3 + len(set(text))
+    assert tokenizer.size == 2 + len(set(text))
     assert tokenizer.encode("觉晓") == [*tokenizer.encode("觉"), *tokenizer.encode("晓")]
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.encode("龙") == [UNKNOWN]
 
 
-def test_decoding_stops_at_the_end_or_at_padding(words):
-    assert words.decode([3, 4, END, 5]) == words.decode([3, 4, PAD, 5]) == "the cat"
+def test_decoding_stops_at_padding(words):
+    assert words.decode([2, 3, PAD, 4]) == "the cat"
     assert words.decode([]) == words.decode([PAD]) == ""
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe", "character"])
 def test_a_text_that_spells_a_special_token_is_ordinary_text(kind, tmp_path):
     """Before and after saving."""
-    tokenizer = Tokenizer.train(["a <end> b <pad>", "<end> <pad>"] * 5, kind, 300)
+    tokenizer = Tokenizer.train(["a <unk> b <pad>", "<unk> <pad>"] * 5, kind, 300)
     tokenizer.save(tmp_path / "t.json")
     for one in (tokenizer, Tokenizer.load(tmp_path / "t.json")):
-        assert not {PAD, UNKNOWN, END} & set(one.encode("a <end> b <pad>"))
+        assert not {PAD, UNKNOWN} & set(one.encode("a <unk> b <pad>"))
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe", "character"])
@@ -117,7 +117,7 @@ def test_a_file_that_is_no_tokenizer_is_an_error(words, tmp_path):
         file.write_text(broken)
         with pytest.raises(ValueError, match=r"t\.json is not a tokenizer saved by"):
             Tokenizer.load(file)
-    whole["tokenizer"]["model"]["vocab"] = {"<unk>": 0, "<pad>": 1, "<end>": 2}
+    whole["tokenizer"]["model"]["vocab"] = {"<unk>": 0, "<pad>": 1}
     whole["tokenizer"]["added_tokens"] = []
     file.write_text(json.dumps(whole))
     with pytest.raises(ValueError, match="lacks the special tokens"):
@@ -128,8 +128,8 @@ def test_a_file_that_is_no_tokenizer_is_an_error(words, tmp_path):
     ("texts", "kind", "size", "words"),
     [
         (["a"], "letter", 10, "kind must be one of word, bpe, character, got 'letter'"),
-        (["a"], "word", 3, "size of at least 4 tokens, got 3"),
-        (["a"], "bpe", 258, "size of at least 259 tokens, got 258"),
+        (["a"], "word", 2, "size of at least 3 tokens, got 2"),
+        (["a"], "bpe", 257, "size of at least 258 tokens, got 257"),
         ([" ", "\n"], "word", 10, "empty or white space"),
         ([], "character", 10, "empty or white space"),
     ],

@@ -16,8 +16,9 @@ import torch
 import kuosan as ks
 from kuosan import recipe as recipes
 from kuosan.build import make_objective
+from kuosan.medium import read_data
 from kuosan.recipe import RecipeError
-from kuosan.runs import RunError, read_data
+from kuosan.runs import RunError
 from kuosan.train import train
 from kuosan.training.batches import indices
 from kuosan.training.ema import EMA
@@ -280,9 +281,9 @@ def test_a_run_does_not_go_on_with_other_data(tiny, tmp_path, monkeypatch):
     recipe = recipes.read(tiny, ["training.steps=2"])
     train(recipe, tmp_path / "run", "first")
     before = (tmp_path / "run" / "run.json").read_text()
-    data = read_data(recipe)
+    data = read_data(recipe.data)
     data.train.levels[7, 0, 3, 3] += 1
-    monkeypatch.setattr("kuosan.train.read_data", lambda recipe: data)
+    monkeypatch.setattr("kuosan.train.read_data", lambda section: data)
     with pytest.raises(RunError, match="trained on other data"):
         train(recipe, tmp_path / "run", "second")
     assert (tmp_path / "run" / "run.json").read_text() == before

@@ -15,10 +15,17 @@ from kuosan.autoencoders.objective import Elbo
 from kuosan.chain import Chain
 from kuosan.denoiser import EDM, Denoiser
 from kuosan.diffusion import DiffusionChain
+from kuosan.discrete import RULES, CategoricalChain, CategoricalDenoiser, CategoricalProcess, TokenRule
+from kuosan.discrete.autoregressive import Autoregressive, AutoregressiveChain
+from kuosan.discrete.embedding import DiffusionLM, EmbeddingDenoiser, WordCrossEntropy, WordEmbedding
+from kuosan.discrete.lengths import PAD, Lengths
+from kuosan.discrete.objective import TokenBound
 from kuosan.learned import Continuous, LearnedSchedule
 from kuosan.networks import NETWORKS, Energy
+from kuosan.networks.sequence import SequenceTransformer
+from kuosan.networks.tokens import TokenTransformer
 from kuosan.objectives import Objective
-from kuosan.process import Process
+from kuosan.process import Grid, Process
 from kuosan.recipe import Recipe, RecipeError, explain
 from kuosan.solvers import CORRECTORS, GRIDS, SOLVERS, Corrector, Solver, Spacing
 
@@ -40,6 +47,9 @@ OBJECTIVES: dict[str, Callable] = {
     "hybrid": objectives.Hybrid,
     "continuous": Continuous,
     "elbo": Elbo,
+    "token_bound": TokenBound,
+    "diffusion_lm": DiffusionLM,
+    "word_cross_entropy": WordCrossEntropy,
 }
 WEIGHTINGS: dict[str, Callable] = {
     "plain": objectives.Plain,
@@ -56,19 +66,49 @@ TIMES: dict[str, Callable] = {
     "log_normal_noise": objectives.LogNormalNoise,
     "loss_aware": objectives.LossAware,
 }
+#: Of tokens. In an autoregressive model they are taken away one by one from the end, which needs no process.
+TOKEN_PROCESSES: dict[str, Callable] = {
+    "masked": CategoricalProcess.masked,
+    "uniform": CategoricalProcess.uniform,
+    "autoregressive": lambda: None,
+}
+TOKEN_NETWORKS: dict[str, Callable] = {"tokens": TokenTransformer}
+#: Of words as points.
+SEQUENCE_NETWORKS: dict[str, Callable] = {"sequence": SequenceTransformer}
+#: Of a token rule; of a continuous model there are the solvers.
+TOKEN_RULES: dict[str, Callable] = {"auto": RULES["ancestral"], **RULES}
 #: Parameters that are themselves a table with a kind.
 NESTED: dict[str, Mapping[str, Callable]] = {"weighting": WEIGHTINGS, "times": TIMES}
 #: Strata of the continuous bound of a prior over latents: the bound itself does not depend on them.
 LATENT_STEPS = 100
 #: What a network learns from the data instead of the recipe.
-FROM_DATA = ("shape", "classes", "outputs", "stack_last", "levels", "prior")
+FROM_DATA = (
+    "shape",
+    "classes",
+    "outputs",
+    "stack_last",
+    "levels",
+    "prior",
+    "states",
+    "vocabulary",
+    "still",
+    "length",
+    "causal",
+    "padding",
+)
+#: The earliest noisy time of the continuous bound of tokens: before it one of a thousand is noise.
+EARLIEST = 1e-3
 #: The recipe's open sections and what their kinds are.
 SECTIONS: dict[str, Mapping[str, Callable]] = {
     "autoencoder": AUTOENCODERS,
     "process": SCHEDULES,
+    "process, of tokens": TOKEN_PROCESSES,
     "network": NETWORKS,
+    "network, of tokens": TOKEN_NETWORKS,
+    "network, of words as points": SEQUENCE_NETWORKS,
     "objective": OBJECTIVES,
     "sampling.solver": SOLVERS,
+    "sampling.solver, of tokens": TOKEN_RULES,
     "sampling.grid": GRIDS,
     "sampling.corrector": CORRECTORS,
 }
@@ -164,6 +204,10 @@ def make_model(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: int
     Raises:
         RecipeError: settings that do not go together.
     """
+    if recipe.of_tokens:
+        return make_token_chain(recipe, shape, levels, classes)
+    if recipe.embedding is not None:
+        return make_embedding_denoiser(recipe, shape, levels, classes)
     if recipe.autoencoder is None:
         return make_denoiser(recipe, shape, levels, classes)
     given: dict[str, Any] = {"shape": shape, "levels": levels}
@@ -177,9 +221,17 @@ def make_model(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: int
 def make_objective(recipe: Recipe) -> Objective:
     """Raises RecipeError if it is not one of this kind of model."""
     found = make(OBJECTIVES, recipe.objective, "objective")
-    if isinstance(found, Elbo) != (recipe.autoencoder is not None):
-        one = "elbo" if recipe.autoencoder is not None else ", ".join(k for k, v in OBJECTIVES.items() if v is not Elbo)
-        raise RecipeError(f"objective.kind: of this kind of model must be {one}, got {recipe.objective.get('kind')!r}")
+    own = {
+        "elbo": recipe.autoencoder is not None,
+        "token_bound": recipe.of_tokens,
+        "diffusion_lm": recipe.embedding is not None,
+        "word_cross_entropy": recipe.embedding is not None,
+    }
+    fitting = [kind for kind, fits in own.items() if fits] or [kind for kind in OBJECTIVES if kind not in own]
+    if recipe.objective["kind"] not in fitting:
+        raise RecipeError(
+            f"objective.kind: of this kind of model must be {', '.join(fitting)}, got {recipe.objective['kind']!r}"
+        )
     learned = recipe.process is not None and recipe.process.get("kind") == "learned"
     if learned and not isinstance(found, Continuous | Elbo):
         raise RecipeError(
@@ -187,6 +239,10 @@ def make_objective(recipe: Recipe) -> Objective:
             "move to wherever that is easy"
         )
     return found
+
+
+def make_rule(table: Mapping[str, Any]) -> TokenRule:
+    return make(TOKEN_RULES, table, "sampling.solver")
 
 
 def make_solver(table: Mapping[str, Any]) -> Solver:
@@ -224,5 +280,63 @@ def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int | None, cl
     try:
         edm = EDM(section.sigma_data) if section.preconditioning == "edm" else None
         return Denoiser(network, process, section.predicts, edm, levels, section.learned_variance)
+    except ValueError as error:
+        raise RecipeError(f"denoiser: {error}") from None
+
+
+def make_token_chain(
+    recipe: Recipe, shape: tuple[int, ...], vocabulary: int, classes: int
+) -> CategoricalChain | AutoregressiveChain:
+    """The untrained model of a recipe for texts of at most so many tokens, padded, of a vocabulary.
+
+    Raises:
+        RecipeError: settings that do not go together, or data that are not texts.
+    """
+    if len(shape) != 1:
+        raise RecipeError("process.kind: masked, uniform and autoregressive are of texts, and this data is of images")
+    (length,), process = shape, dict(recipe.process or {})
+    autoregressive = process["kind"] == "autoregressive"
+    told = classes if recipe.data.conditional else 0
+    network = make(
+        TOKEN_NETWORKS,
+        recipe.network or {},
+        "network",
+        states=vocabulary + 1,
+        vocabulary=vocabulary,
+        length=length,
+        classes=told,
+        causal=autoregressive,
+        padding=None if autoregressive else PAD,
+    )
+    if autoregressive:
+        make(TOKEN_PROCESSES, process, "process")  # says which settings it does not have
+        return AutoregressiveChain(Autoregressive(network, vocabulary, PAD), length)
+    tokens = make(TOKEN_PROCESSES, process, "process", vocabulary=vocabulary, still=PAD)
+    denoiser = CategoricalDenoiser(network, tokens, lengths=Lengths(length, told))
+    return CategoricalChain(denoiser, grid=Grid((1.0, EARLIEST)), form="continuous")
+
+
+def make_embedding_denoiser(recipe: Recipe, shape: tuple[int, ...], vocabulary: int, classes: int) -> EmbeddingDenoiser:
+    """The untrained denoiser of texts as points, of at most so many tokens of a vocabulary.
+
+    Raises:
+        RecipeError: settings that do not go together, or data that are not texts.
+    """
+    section = recipe.denoiser
+    if recipe.embedding is None or len(shape) != 1:
+        raise RecipeError("embedding: is of texts, and this data is of images")
+    size = recipe.embedding.size
+    network = make(
+        SEQUENCE_NETWORKS,
+        recipe.network or {},
+        "network",
+        shape=(*shape, size),
+        classes=classes if recipe.data.conditional else 0,
+        outputs=vocabulary if section.predicts == "words" else size,
+    )
+    try:
+        edm = EDM(section.sigma_data) if section.preconditioning == "edm" else None
+        points = WordEmbedding(vocabulary, size)
+        return EmbeddingDenoiser(network, make_process(recipe), points, section.predicts, edm)
     except ValueError as error:
         raise RecipeError(f"denoiser: {error}") from None

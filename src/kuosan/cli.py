@@ -98,7 +98,10 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         return as_table(shlex.split(words)) if words else None
 
     settings: dict[str, Any] = {"guidance": options.guidance}
-    for name in ("steps", "rescale", "interval", "threshold", "precision", "weak", "known", "mask", "corrections"):
+    for name in (
+        *("steps", "rescale", "interval", "threshold", "precision", "weak", "known", "mask", "corrections"),
+        *("prompt", "infill", "length", "temperature", "nucleus"),
+    ):
         settings[name] = getattr(options, name, None)
     settings["solver"], settings["corrector"] = (
         kind(getattr(options, "solver", None)),
@@ -137,17 +140,17 @@ def _sample(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         labels = torch.tensor([asked[i % len(asked)] for i in range(len(seeds))])
     folder = Path(options.out) if options.out else None
     result = save_samples(run, seeds, labels, folder, options.batch_size, **_settings(options))
-    words = f"{len(result['samples'])} samples, {result['evaluations']} evaluations each ({result['solver']})"
-    return result, f"{words}: {result['sheet']}"
+    words = f"{len(result['samples'])} samples, {result['evaluations']:g} evaluations each ({result['solver']})"
+    return result, f"{run.medium.glimpse(result['samples'])}{words}: {result['sheet']}"
 
 
 def _tune(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from dataclasses import asdict
 
     from kuosan.progress import Progress
-    from kuosan.runs import DiffusionRun
+    from kuosan.runs import load_diffusion
 
-    run = DiffusionRun.open(options.run)
+    run = load_diffusion(options.run)
     given = {k: getattr(options, k) for k in ("pairs", "iterations", "batch_size", "fine", "seed")}
     how = {k: v for k, v in given.items() if v is not None}
     settings = {k: v for k, v in _settings(options).items() if k != "steps"}
@@ -168,12 +171,12 @@ def _tune(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _table(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from kuosan.runs import DiffusionRun
+    from kuosan.runs import load_diffusion
     from kuosan.tables import plot, words
 
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("drawing needs matplotlib: pip install 'kuosan[report]'")
-    run = DiffusionRun.open(options.run)
+    run = load_diffusion(options.run)
     sampler = run.sampler(**_settings(options))
     result: dict[str, Any] = sampler.how
     result |= {"table": sampler.table.to_json()}
@@ -190,9 +193,9 @@ def _table(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _compare(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan import compare
     from kuosan.progress import Progress
-    from kuosan.runs import DiffusionRun
+    from kuosan.runs import load_diffusion
 
-    run = DiffusionRun.open(options.run)
+    run = load_diffusion(options.run)
     found = compare.compare(
         run,
         options.solvers or compare.SOLVERS,
@@ -233,13 +236,15 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         draws=options.draws,
         ode=ode,
         guidance=options.guidance,
+        unconditional=options.unconditional,
         **{name: value for name, value in settings.items() if value is not None},
     )
-    what = {"held_out": "held-out images", "train": "training images", "files": "images"}[result["split"]]
+    what = {"held_out": "held-out ", "train": "training ", "files": ""}[result["split"]] + run.medium.many
+    unit = run.medium.unit
     lines = [
         f"{result['run']}, step {result['step']}: {result['scored']} {what}",
         "",
-        f"{'bits per dimension':32s}{'':>9s}{'±':>9s}{'± drawn':>10s}{'evaluations':>14s}",
+        f"{unit.name:32s}{'':>9s}{'±':>9s}{'± drawn':>10s}{'evaluations':>14s}",
     ]
     for name in measures or ("bound",):
         one = result["likelihoods"][name]
@@ -248,38 +253,26 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             f"{_known(one['monte_carlo_error']):>10s}{one['evaluations_per_example']:>14,.0f}"
         )
         if name == "bound":
-            bits = result["bits_per_dim"]
+            bits = result[unit.key]
             terms = {term: round(bits[term], 4) + 0.0 for term in ("reconstruction", "prior", "matching")}  # no -0
             lines += [f"{'  ' + term:32s}{value:>9.4f}" for term, value in terms.items()]
-            how = (
-                f"{bits['steps']} steps on the {bits['grid']} grid, variance {bits['variance']}, {bits['terms']} terms"
-                if "steps" in bits
-                else f"{bits['layers']} layer{'s' if bits['layers'] > 1 else ''}"
-            )
-            lines.append(f"  ({how}, {bits['draws']} draw{'s' if bits['draws'] > 1 else ''})")
+            form = f"{bits['form']}, {bits['terms']} terms" if "steps" in bits else bits["form"]
+            lines.append(f"  ({form}, {bits['draws']} draw{'s' if bits['draws'] > 1 else ''})")
+    if "nats_per_token" in one:
+        lines.append(f"{'  per token':32s}{one['nats_per_token']:>9.4f}   perplexity {one['perplexity']:.1f}")
+    lines += [f"{name:32s}{value:>9.4f}" for name, value in result["baselines"].items()]
+    if result.get("condition"):
+        lines.append(f"  ({result['condition']})")
     if result["split"] == "files":
-        lines += _least_likely(result["examples"])
+        lines += _least_likely(result["examples"], unit)
     quality = None if measures or options.data else result["quality"]
     if quality:
-        real = quality["held_out"]
-        lines += [
-            "",
-            f"{'quality, by a classifier of real images':40s}{'samples':>10s}{'real':>10s}",
-            f"{'  images':40s}{quality['samples']:>10d}{real['samples']:>10d}",
-            f"{'  90 % sure':40s}{quality['confident']:>10.1%}{real['confident']:>10.1%}",
-            f"{'  Frechet distance in its features':40s}{quality['frechet']:>10.3f}{quality['frechet_of_real']:>10.3f}",
-        ]
-        if quality["agreement"] is not None:
-            lines.append(
-                f"{'  judged as the class asked for':40s}{quality['agreement']:>10.1%}{real['agreement']:>10.1%}"
-            )
-        shares = "  ".join(f"{name} {share:.0%}" for name, share in quality["classes"].items())
-        lines.append(f"  classes: {shares}")
+        lines += ["", *run.medium.quality_in_words(quality)]
         if run.conditional:
             lines.append(f"  guidance: {quality['guidance']:g}")
     elif not measures and options.data is None:
         lines += ["", f"no judge of quality: {run.why_no_judge}"]
-    lines += ["", f"each image: {result['examples']}", result["examples"].removesuffix("csv") + "json"]
+    lines += ["", f"each {run.medium.one}: {result['examples']}", result["examples"].removesuffix("csv") + "json"]
     return result, "\n".join(lines)
 
 
@@ -292,16 +285,16 @@ def _measure_in_words(name: str, found: dict[str, Any]) -> str:
     return f"{words}, {found['quantity']}" if name == "importance" else words
 
 
-def _least_likely(path: str, most: int = 10) -> list[str]:
-    """The images of a file of scores that are least likely by its first measure, the least likely first."""
+def _least_likely(path: str, unit: Any, most: int = 10) -> list[str]:
+    """The examples of a file of scores that are least likely by its first measure, the least likely first."""
     import csv
 
     with open(path, encoding="utf-8", newline="") as file:
         scores = list(csv.DictReader(file))
-    column = next(name for name in scores[0] if name.endswith("bits_per_dim"))
+    column = next(name for name in scores[0] if name.endswith(unit.key))
     scores.sort(key=lambda one: -float(one[column]))
     shown = [f"  {float(one[column]):>8.4f}  {one['example']}" for one in scores[:most]]
-    return ["", "least likely first, bits per dimension:", *shown, *(["  ..."] if len(scores) > most else [])]
+    return ["", f"least likely first, {unit.name}:", *shown, *(["  ..."] if len(scores) > most else [])]
 
 
 def _report(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -400,6 +393,11 @@ def _parser() -> argparse.ArgumentParser:
         help="hold a part of this picture, draw the rest; it and the mask are cropped and scaled",
     )
     draw.add_argument("--mask", metavar="PICTURE", help="white where it is drawn anew, black where it is held")
+    draw.add_argument("--prompt", metavar="TEXT", help="of texts: how each begins")
+    draw.add_argument("--infill", metavar="TEXT", help='of texts: a text with "_" for each token that is to be drawn')
+    draw.add_argument("--length", type=int, help="of texts: how many tokens each has (default: drawn)")
+    draw.add_argument("--temperature", type=float, help="of texts: under 1, likelier tokens more often")
+    draw.add_argument("--nucleus", type=float, help="of texts: only the likeliest tokens, of this total probability")
     draw.add_argument("--corrections", type=int, help="of what is drawn, by what is held; default 0")
     draw.add_argument("--batch-size", type=int, default=256, help="samples at once (default 256)")
     draw.add_argument("--out", metavar="FOLDER", help="where to write them (default: RUN/samples)")
@@ -429,17 +427,18 @@ def _parser() -> argparse.ArgumentParser:
     beside.add_argument("--guidance", type=float, help="classifier-free weight w (default: the recipe's)")
     beside.add_argument("--precision", help="of the network: float32 or bfloat16")
 
-    measure = add(
-        "evaluate", _evaluate, "measure a run: its held-out bound in bits per dimension, its samples' quality"
-    )
+    measure = add("evaluate", _evaluate, "measure a run: its held-out bound, its samples' quality")
     measure.add_argument("run", metavar="RUN", help="a run's folder")
     measure.add_argument("--guidance", type=float, help="weight w for the samples (default: the recipe's)")
     measure.add_argument("--bound", action="store_true", help="the bound (the default, with the samples' quality)")
     measure.add_argument("--ode", action="store_true", help="the likelihood by the probability-flow ODE")
     measure.add_argument("--importance", type=int, metavar="K", help="the importance-weighted bound of K paths")
     measure.add_argument("--split", choices=("test", "held_out", "train"), default="held_out", help="default held_out")
-    measure.add_argument("--data", nargs="+", metavar="PATH", help="score these pictures or folders instead")
-    measure.add_argument("--examples", type=int, metavar="N", help="at most so many images (default: the recipe's)")
+    measure.add_argument(
+        "--data", nargs="+", metavar="PATH", help="score these instead: pictures or folders of them, files of texts"
+    )
+    measure.add_argument("--unconditional", action="store_true", help="do not tell the model the examples' classes")
+    measure.add_argument("--examples", type=int, metavar="N", help="at most so many (default: the recipe's)")
     measure.add_argument("--draws", type=int, metavar="N", help="repeats of what is drawn (default: the recipe's)")
     measure.add_argument("--variance", help="of the bound: beta_tilde, beta, learned, posterior, optimal, ...")
     measure.add_argument("--bound-steps", type=int, metavar="K", help="steps of the bound's chain")

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from kuosan.build import make_solver
-from kuosan.image.data import to_levels
 from kuosan.recipe import as_table
 from kuosan.runs import DiffusionRun, device
 from kuosan.sampler import Sampler, TunedTableError
@@ -50,7 +49,7 @@ def compare(
     def draw(sampler: Sampler) -> Tensor:
         return sample(
             sampler.model,
-            run.shape,
+            run.state_shape,
             seeds=range(samples),
             table=sampler.table,
             condition=labels,
@@ -60,9 +59,9 @@ def compare(
         )
 
     def quality(x: Tensor) -> dict[str, Any]:
-        if run.judge is None:
+        if run.medium.one != "image" or run.judge is None:  # the judge of texts judges words
             return {}
-        found = dataclasses.asdict(run.judge.quality(to_levels(x, run.levels), labels))
+        found = dataclasses.asdict(run.judge.quality(run.medium.outputs(x), labels))
         return {key: found[key] for key in ("confident", "confident_error", "frechet", "agreement")}
 
     tries = [(name, n) for name in solvers for n in evaluations]

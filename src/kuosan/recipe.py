@@ -9,10 +9,13 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+#: Kinds of processes of tokens: to a mask, to any token, or away from the end, one token after the other.
+TOKEN_PROCESSES = ("masked", "uniform", "autoregressive")
 
 
 class RecipeError(ValueError):
@@ -29,38 +32,64 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Data(Section):
-    """What to learn: a named data set, or a folder of images."""
+    """What to learn: a named data set, a folder of images, or a file or folder of texts."""
 
-    name: Annotated[str | None, Field(description="a named data set: digits or mnist")] = None
+    name: Annotated[str | None, Field(description="a named data set: digits, mnist, glosses or tang-poems")] = None
     folder: Annotated[str | None, Field(description="or a folder of images; its sub-folders are the classes")] = None
+    texts: Annotated[
+        str | None, Field(description="or texts: a .txt (one a line), .csv or .jsonl file, or a folder of .txt files")
+    ] = None
     size: Annotated[
         int | None, Field(ge=1, le=4096, description="side in pixels of a folder's images after crop and resize")
     ] = None
     channels: Annotated[Literal[1, 3], Field(description="1: grey, 3: colour, for a folder")] = 3
-    held_out: Annotated[float, Field(gt=0, lt=1, description="share of a folder kept for measuring")] = 0.05
+    length: Annotated[
+        int | None, Field(ge=1, le=4096, description="tokens of a text; longer ones are cut to so many")
+    ] = None
+    tokens: Annotated[Literal["word", "bpe", "character"], Field(description="what a token of a text is")] = "word"
+    vocabulary: Annotated[Count, Field(description="most tokens that are told apart")] = 2500
+    text: Annotated[str, Field(description="the column of a .csv, or key of a .jsonl, that holds the text")] = "text"
+    label: Annotated[str | None, Field(description="and the one that holds its class")] = None
+    held_out: Annotated[float, Field(gt=0, lt=1, description="share of your own data kept for measuring")] = 0.05
     conditional: Annotated[bool, Field(description="tell the network each example's class")] = False
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
-        if (self.name is None) == (self.folder is None):
-            raise ValueError("give either name (a named data set) or folder (of your own images)")
+        if sum(one is not None for one in (self.name, self.folder, self.texts)) != 1:
+            raise ValueError(
+                "give name (a named data set), folder (of your own images) or texts (your own), one of them"
+            )
         if self.folder is not None and self.size is None:
             raise ValueError("a folder needs size, the side in pixels that its images are cropped and resized to")
+        if self.texts is not None and self.length is None:
+            raise ValueError("texts need length, the tokens that each is padded or cut to")
         if self.name is not None and self.size is not None:
             raise ValueError("a named data set has its own size: drop size")
         return self
+
+    def refuse(self, *keys: str, why: str) -> None:
+        """Raises RecipeError for the first of these settings that is given."""
+        for key in keys:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise RecipeError(f"data.{key}: is {why}: drop it")
 
 
 class DenoiserSection(Section):
     """What the network predicts and how it is preconditioned."""
 
     predicts: Annotated[
-        Literal["x0", "eps", "score", "v", "velocity", "flow", "levels", "energy"],
+        Literal["x0", "eps", "score", "v", "velocity", "flow", "levels", "energy", "words"],
         Field(description="what the network's output means"),
     ] = "v"
     preconditioning: Annotated[Literal["none", "edm"], Field(description="edm: unit variance in and out")] = "none"
     sigma_data: Annotated[Positive, Field(description="standard deviation of the data, for edm")] = 0.5
     learned_variance: Annotated[bool, Field(description="also predict the reverse variance")] = False
+
+
+class EmbeddingSection(Section):
+    """Texts as points of a space: a continuous diffusion model of them (Diffusion-LM)."""
+
+    size: Annotated[int, Field(ge=1, le=2**16, description="dimensions of the space in which words are points")] = 64
 
 
 class Training(Section):
@@ -107,6 +136,10 @@ class Sampling(Section):
     )
     grid: Annotated[dict[str, Any] | None, Field(description="kind = karras | ..., of its times; none: its own")] = None
     steps: Annotated[Count, Field(description="steps from noise to data")] = 20
+    temperature: Annotated[Positive, Field(description="of tokens: under 1, the likelier ones more often")] = 1.0
+    nucleus: Annotated[
+        float, Field(gt=0, le=1, description="of tokens: only the likeliest, of this total probability")
+    ] = 1.0
     guidance: Annotated[float, Field(ge=-1, description="classifier-free weight w; 0: none")] = 0.0
     interval: Annotated[
         tuple[float, float], Field(strict=False, description="noise levels sigma/alpha between which guidance acts")
@@ -151,6 +184,7 @@ class Recipe(Section):
     autoencoder: Annotated[dict[str, Any] | None, Field(description="a VAE: in the place of process and network")] = (
         None
     )
+    embedding: Annotated[EmbeddingSection | None, Field(description="of texts: words as points, diffused")] = None
     process: Annotated[dict[str, Any] | None, Field(description="kind = cosine | ..., of a diffusion model")] = None
     network: Annotated[dict[str, Any] | None, Field(description="kind = mlp | ..., of a diffusion model")] = None
     denoiser: DenoiserSection = DenoiserSection()
@@ -161,6 +195,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
+        if self.of_tokens:
+            self._of_tokens_alone()
+        if self.embedding is not None:
+            self._of_embeddings()
+        elif self.denoiser.predicts == "words":
+            raise ValueError('denoiser.predicts = "words" is of texts as points: add a section [embedding]')
+        elif (self.sampling.temperature, self.sampling.nucleus) != (1.0, 1.0):
+            raise ValueError("sampling.temperature and nucleus are of tokens, which this model does not draw")
         if self.autoencoder is None:
             missing = [name for name in ("process", "network") if getattr(self, name) is None]
             if missing:
@@ -189,6 +231,43 @@ class Recipe(Section):
         if self.sampling.guidance != 0 and not self.data.conditional:
             raise ValueError("sampling.guidance needs data.conditional = true: there is nothing to guide towards")
         return self
+
+    @property
+    def family(self) -> str:
+        """The kind of model: autoencoder, diffusion, embedding, tokens (diffusion of them) or autoregressive."""
+        if self.autoencoder is not None:
+            return "autoencoder"
+        if self.embedding is not None:
+            return "embedding"
+        kind = (self.process or {}).get("kind")
+        if kind not in TOKEN_PROCESSES:
+            return "diffusion"
+        return "autoregressive" if kind == "autoregressive" else "tokens"
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether the process is one of tokens."""
+        return self.family in ("tokens", "autoregressive")
+
+    def _of_embeddings(self) -> None:
+        if self.of_tokens or self.autoencoder is not None:
+            raise ValueError("words as points take a process such as sqrt: drop autoencoder, and processes of tokens")
+        if self.denoiser.predicts not in ("x0", "words") or self.denoiser.learned_variance:
+            raise ValueError('of words as points denoiser.predicts is "x0" or "words", without a learned variance')
+        if self.sampling.threshold:
+            raise ValueError("sampling.threshold is of images: drop it")
+
+    def _of_tokens_alone(self) -> None:
+        known = {"solver", "steps", "guidance", "temperature", "nucleus"}
+        for name, usual, section in (
+            ("sampling", Sampling().model_dump(exclude=known), self.sampling.model_dump(exclude=known)),
+            ("denoiser", DenoiserSection().model_dump(), self.denoiser.model_dump()),
+        ):
+            ignored = [key for key, value in section.items() if value != usual[key]]
+            if ignored:
+                raise ValueError(f"{name}.{ignored[0]} is not of tokens: drop it")
+        if self.training.compile:
+            raise ValueError("training.compile is for the network of a continuous model: drop it")
 
     def fingerprint(self) -> str:
         """A hash of what training depends on; sampling and evaluation may change without harm."""
@@ -247,7 +326,10 @@ def describe() -> str:
     """Every setting of a recipe with its type, default and meaning, for --help."""
     lines = []
     for name, section in Recipe.model_fields.items():
-        fields = getattr(section.annotation, "model_fields", None)
+        annotation = next(
+            (one for one in get_args(section.annotation) if hasattr(one, "model_fields")), section.annotation
+        )
+        fields = getattr(annotation, "model_fields", None)
         if fields is None:
             fields, name = {name: section}, ""
         for key, field in fields.items():

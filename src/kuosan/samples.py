@@ -7,12 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
-from kuosan.image.pictures import good_scale, save_png, sheet, to_image
 from kuosan.plain import plain
 from kuosan.progress import Progress
 from kuosan.runs import Run
@@ -31,7 +27,7 @@ def save_samples(
     batch_size: int = 256,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Draw samples and write each as a PNG, a sheet of the first ones, and samples.json.
+    """Draw samples and write each as a file, a sheet of the first ones, and samples.json.
 
     No more than a batch is held in memory. Under torchrun the processes share the seeds; what each sample is does not
     depend on how many there are.
@@ -54,7 +50,7 @@ def save_samples(
         files: list[dict[str, Any]] = []
         for i, seed in enumerate(seeds):
             named = {"class": run.classes[int(labels[i])]} if run.classes and labels is not None else {}
-            name = f"seed-{seed:06d}{'-' + named['class'] if named else ''}.png"
+            name = f"seed-{seed:06d}{'-' + named['class'] if named else ''}{run.medium.suffix}"
             files.append({"file": str(folder / name), "seed": seed} | named)
         mine = range(processes.rank, len(seeds), processes.size)
         progress = Progress("samples") if processes.first else None
@@ -65,21 +61,15 @@ def save_samples(
                 for one in batch:
                     at = files[mine[done]]
                     notes = how | {k: v for k, v in at.items() if k != "file"}
-                    save_png(to_image(one, run.levels), Path(at["file"]), notes)
+                    run.medium.save(one, Path(at["file"]), notes)
                     done += 1
                 if progress:
                     progress(done, len(mine))
         processes.any(False)  # all have written theirs
-        result = how | {"sheet": str(folder / "sheet.png"), "samples": files}
+        result = how | {"sheet": str(folder / f"sheet{run.medium.suffix}"), "samples": files}
         if processes.first:
-            _write_sheet(run, files[:SHEET], labels, folder / "sheet.png", how)
+            shown = [Path(one["file"]) for one in files[:SHEET]]
+            columns = len(run.classes) if run.conditional and run.classes and labels is not None else None
+            run.medium.sheet(shown, folder / "sheet", columns, how | {"seeds": seeds[:SHEET]})
             (folder / "samples.json").write_text(json.dumps(plain(result), indent=2, ensure_ascii=False), "utf-8")
     return result
-
-
-def _write_sheet(run: Run, files: Sequence[dict[str, Any]], labels: Tensor | None, path: Path, how: dict) -> None:
-    pictures = [torch.from_numpy(np.array(Image.open(one["file"]))) for one in files]
-    shades = torch.stack([p[None] if p.ndim == 2 else p.movedim(-1, 0) for p in pictures])
-    columns = len(run.classes) if run.conditional and run.classes and labels is not None else None
-    notes = how | {"seeds": [one["seed"] for one in files]}
-    save_png(sheet(shades, 256, columns, good_scale(run.shape)), path, notes)

@@ -11,34 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import kuosan
 from kuosan.build import make_model, make_objective
 from kuosan.fetch import to_stderr
-from kuosan.image.data import Examples, ImageData, to_pixels
+from kuosan.medium import TrainingExamples, medium_of, read_data
 from kuosan.recipe import Recipe, RecipeError
-from kuosan.runs import Run, RunError, device, kind_of, load, read_data, write
+from kuosan.runs import Run, RunError, device, kind_of, load, write
 from kuosan.seeds import stream
 from kuosan.training.ema import load_parameters
 from kuosan.training.loop import Trainer
 from kuosan.training.processes import Processes, joined
-
-
-class _Source:
-    """A data set's training images as the training loop reads them."""
-
-    def __init__(self, examples: Examples, level_count: int, conditional: bool):
-        self._examples, self._count, self._conditional = examples, level_count, conditional
-        self.shape = tuple(examples.levels.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        labels = self._examples.labels
-        x_0 = to_pixels(self._examples.levels[index], self._count)
-        return x_0, labels[index] if self._conditional and labels is not None else None
 
 
 def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run:
@@ -56,21 +40,22 @@ def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run
     folder = Path(folder)
     recipe = _with_whole_paths(recipe)
     with joined() as processes:
-        data = read_data(recipe)
+        data = read_data(recipe.data)
+        described = medium_of(recipe.data).describe(data)
         torch.manual_seed(stream("weights", recipe.seed).initial_seed())
-        model = make_model(recipe, data.shape, data.level_count, len(data.classes or ()))
+        model = make_model(recipe, tuple(described["shape"]), described["levels"], len(data.classes or ()))
         if recipe.training.start is not None:
             _begin_with(model, Path(recipe.training.start))
         _freeze(model, recipe.training.freeze)
         objective = make_objective(recipe)
-        run = kind_of(recipe)(folder, recipe, _info(recipe, data, model, processes, command))
+        run = kind_of(recipe)(folder, recipe, _info(recipe, data, described, model, processes, command), data)
         run.check(model)
         if processes.first:
             _begin(run)
         trainer = Trainer(
             model=model,
             objective=objective,
-            source=_Source(data.train, data.level_count, recipe.data.conditional),
+            source=TrainingExamples(run.medium, recipe.data.conditional),
             settings=recipe.training,
             seed=recipe.seed,
             store=run.store,
@@ -113,11 +98,14 @@ def _freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
 
 
 def _info(
-    recipe: Recipe, data: ImageData, model: nn.Module, processes: Processes, command: str | None
+    recipe: Recipe, data: Any, described: dict[str, Any], model: nn.Module, processes: Processes, command: str | None
 ) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for part in described["parts"]:
+        digest.update(part)
     return {
-        "shape": list(data.shape),
-        "levels": data.level_count,
+        "shape": described["shape"],
+        "levels": described["levels"],
         "classes": list(data.classes) if data.classes else None,
         "data": {
             "name": data.name,
@@ -126,7 +114,7 @@ def _info(
             "licence": data.licence,
             "source": data.source,
             "notes": list(data.notes),
-            "sha256": _data_hash(data),
+            "sha256": digest.hexdigest(),
         },
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": recipe.seed,
@@ -150,6 +138,7 @@ def _begin(run: Run) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / "recipe.toml").exists():
         raise RunError(f"{folder} is not empty and not a run; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
+    run.medium.keep()
     write(folder / "recipe.toml", run.recipe.to_toml())
     write(folder / "run.json", json.dumps(run.info, indent=2, ensure_ascii=False))
 
@@ -157,16 +146,9 @@ def _begin(run: Run) -> None:
 def _with_whole_paths(recipe: Recipe) -> Recipe:
     """The recipe with its folders, of data and of the run to begin with, as paths that are right from anywhere."""
     data, training = recipe.data, recipe.training
-    if data.folder is not None:
-        data = data.model_copy(update={"folder": str(Path(data.folder).expanduser().resolve())})
+    for key in ("folder", "texts"):
+        if (path := getattr(data, key)) is not None:
+            data = data.model_copy(update={key: str(Path(path).expanduser().resolve())})
     if training.start is not None:
         training = training.model_copy(update={"start": str(Path(training.start).expanduser().resolve())})
     return recipe.model_copy(update={"data": data, "training": training})
-
-
-def _data_hash(data: ImageData) -> str:
-    digest = hashlib.sha256(repr((data.level_count, data.classes)).encode())
-    for part in (data.train, data.held_out):
-        for tensor in (part.levels, part.labels):
-            digest.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()

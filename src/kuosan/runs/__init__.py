@@ -6,12 +6,17 @@ from kuosan import recipe as recipes
 from kuosan.recipe import Recipe
 from kuosan.runs.autoencoder import AutoencoderRun
 from kuosan.runs.diffusion import DiffusionRun, unmeasured_solver
-from kuosan.runs.run import Run, RunError, device, read_data, write
+from kuosan.runs.embedding import EmbeddingRun
+from kuosan.runs.run import FAMILIES, Run, RunError, device, write
+from kuosan.runs.tokens import AutoregressiveRun, DiscreteRun, TokenRun
+
+#: The class of each kind of model's runs.
+KINDS: tuple[type[Run], ...] = (EmbeddingRun, DiffusionRun, AutoencoderRun, DiscreteRun, AutoregressiveRun)
 
 
 def kind_of(recipe: Recipe) -> type[Run]:
     """The class of a recipe's runs."""
-    return DiffusionRun if recipe.autoencoder is None else AutoencoderRun
+    return next(kind for kind in KINDS if recipe.family in kind.families)
 
 
 def load(folder: str | Path) -> Run:
@@ -25,15 +30,31 @@ def load(folder: str | Path) -> Run:
     return kind.open(folder)
 
 
+def load_diffusion(folder: str | Path) -> DiffusionRun:
+    """The run of a Gaussian diffusion model: one that solvers and tables are for.
+
+    Raises:
+        RunError: the folder is not a run, or one of another kind of model.
+    """
+    run = load(folder)
+    if not isinstance(run, DiffusionRun):
+        raise RunError(f"{folder} is the run of {FAMILIES[run.recipe.family]}, which has no such thing")
+    return run
+
+
 __all__ = [
     "AutoencoderRun",
+    "AutoregressiveRun",
     "DiffusionRun",
+    "DiscreteRun",
+    "EmbeddingRun",
     "Run",
     "RunError",
+    "TokenRun",
     "device",
     "kind_of",
     "load",
-    "read_data",
+    "load_diffusion",
     "unmeasured_solver",
     "write",
 ]

@@ -12,7 +12,6 @@ from torch import Tensor
 from kuosan.build import make_solver
 from kuosan.chain import Chain
 from kuosan.diffusion import DiffusionChain
-from kuosan.image.data import to_levels
 from kuosan.runs.run import Run, RunError, device
 from kuosan.solvers import Noise, Solver, Table, sample
 
@@ -33,7 +32,7 @@ class LayerByLayer:
 class AutoencoderRun(Run):
     """A trained (or half-trained) VAE or hierarchical VAE, with or without a diffusion prior over its latents."""
 
-    autoencoding = True
+    families = ("autoencoder",)
 
     @property
     def autoencoder(self) -> Chain:
@@ -76,7 +75,7 @@ class AutoencoderRun(Run):
         if labels is not None:
             raise RunError(f"{self.folder} was trained without classes: none can be asked for")
         for begin in range(0, len(seeds), batch_size):
-            yield to_levels(self._draw(self.autoencoder, sampler, seeds[begin : begin + batch_size]), self.levels)
+            yield self.medium.outputs(self._draw(self.autoencoder, sampler, seeds[begin : begin + batch_size]))
 
     @torch.no_grad()
     def _draw(self, model: Chain, sampler: LayerByLayer, seeds: Sequence[int]) -> Tensor:
@@ -102,7 +101,8 @@ class AutoencoderRun(Run):
         given = [name for name, value in settings.items() if value]
         if given:
             raise RunError(f"{self.folder} is an autoencoder: its chain has no {', '.join(given)} to choose")
-        return self.autoencoder, {"layers": self.autoencoder.length}
+        n = self.autoencoder.length
+        return self.autoencoder, {"layers": n, "form": f"{n} layer{'s' if n > 1 else ''}"}
 
-    def elbo_settings(self) -> dict[str, Any]:
+    def elbo_settings(self, chain: Chain) -> dict[str, Any]:
         return {"estimator": "path", "analytic": True, "terms": "shared", "draws": self.recipe.evaluation.draws}

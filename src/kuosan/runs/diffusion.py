@@ -7,18 +7,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from kuosan.bound import Likelihood
 from kuosan.build import make_solver
+from kuosan.chain import Chain
 from kuosan.denoiser import Denoiser
 from kuosan.dequantisation import Variational, data_bound, fit_variational
 from kuosan.diffusion import DiffusionChain
 from kuosan.fetch import to_stderr
-from kuosan.image import data as image_data
-from kuosan.image.data import to_levels, to_pixels
+from kuosan.image.medium import ImageMedium
 from kuosan.optimal import measure, weights_fingerprint
 from kuosan.process import Grid
 from kuosan.progress import Progress
@@ -40,6 +41,17 @@ def unmeasured_solver(recipe: Recipe) -> Solver:
 
 class DiffusionRun(Run):
     """A trained (or half-trained) diffusion model."""
+
+    families: ClassVar[tuple[str, ...]] = ("diffusion",)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Of what is diffused of one example."""
+        return self.shape
+
+    def states(self, part: Any) -> Tensor:
+        """All examples of a part as they are diffused."""
+        return self.medium.inputs(part, torch.arange(len(part)))
 
     @property
     def denoiser(self) -> Denoiser:
@@ -66,7 +78,7 @@ class DiffusionRun(Run):
                     return kept
                 to_stderr(f"{path} was measured of other weights; measuring again")
         data = self.data.train
-        x_0 = to_pixels(data.levels, self.levels).to(device())
+        x_0 = self.states(data).to(device())
         condition = data.labels.to(device()) if self.conditional and data.labels is not None else None
         draws = 2048 if x_0[0].numel() <= 256 else 512  # the mean over many coordinates needs fewer
         found = measure(denoiser, x_0, condition, draws=draws, progress=Progress("optimal variance: times"))
@@ -128,17 +140,20 @@ class DiffusionRun(Run):
         """The recipe's settings with those given, other runs loaded and pictures read."""
         found = dict(given)
         if weak := given.get("weak"):
-            other = weak if isinstance(weak, DiffusionRun) else DiffusionRun.open(weak)
+            other = weak if isinstance(weak, DiffusionRun) else type(self).open(weak)
             if other.shape != self.shape:
                 raise RunError(f"{other.folder} makes samples of shape {other.shape}, {self.folder} of {self.shape}")
             if self.conditional and (not other.conditional or other.classes != self.classes):
                 raise RunError(f"{other.folder} was not trained with the classes of {self.folder}")
             found["weak"] = other.denoiser
-        if isinstance(known := given.get("known"), str | Path):
-            found["known"] = image_data.read_picture(known, self.shape, self.levels)
-        if isinstance(mask := given.get("mask"), str | Path):
-            white = image_data.read_picture(mask, (1, *self.shape[1:]), 2)
-            found["mask"] = (white < 0).expand(self.shape)
+        if isinstance(self.medium, ImageMedium):
+            if isinstance(known := given.get("known"), str | Path):
+                found["known"] = self.medium.read_one(known)
+            if isinstance(mask := given.get("mask"), str | Path):
+                found["mask"] = self.medium.read_mask(mask)
+        for name in ("prompt", "infill", "length", "temperature", "nucleus"):
+            if found.get(name) is not None:
+                raise RunError(f"{self.folder} draws no tokens: it has no {name} to choose")
         return Settings.of(self.recipe.sampling, **found)
 
     def tune(self, steps: int, *, settings: Mapping[str, Any] | None = None, **how: Any) -> tuple[Tuned, Path]:
@@ -153,7 +168,7 @@ class DiffusionRun(Run):
             raise ValueError("a table is tuned without anything held: drop known and mask")
         found = tune(
             chosen.model(self.denoiser, self.conditional),
-            self.shape,
+            self.state_shape,
             steps,
             labels=self.labels_for,
             transform=chosen.transform,
@@ -168,7 +183,7 @@ class DiffusionRun(Run):
         """The samples of :meth:`sample` batch by batch, as they are done."""
         for pixels in sample_batches(
             sampler.model,
-            self.shape,
+            self.state_shape,
             sampler.table,
             seeds=seeds,
             condition=self.labels_for(len(seeds)) if labels is None else labels,
@@ -177,7 +192,11 @@ class DiffusionRun(Run):
             batch_size=batch_size,
             device=device(),
         ):
-            yield to_levels(pixels, self.levels)
+            yield self.kept(pixels, sampler)
+
+    def kept(self, x: Tensor, sampler: Sampler) -> Tensor:
+        """Samples as they are kept, from what was drawn."""
+        return self.medium.outputs(x)
 
     def check(self, model: Denoiser) -> None:
         sampling = self.recipe.sampling
@@ -190,7 +209,7 @@ class DiffusionRun(Run):
     def draw_while_training(self, model: Denoiser, seeds: Sequence[int]) -> Tensor:
         return sample(
             model,
-            self.shape,
+            self.state_shape,
             seeds=seeds,
             table=unmeasured_solver(self.recipe).table(model.process, steps=min(20, self.recipe.sampling.steps)),
             condition=self.labels_for(len(seeds)),
@@ -229,7 +248,8 @@ class DiffusionRun(Run):
             self.denoiser, grid=grid, variance=self.variance(choice), decoder_variance=decoder_variance
         )
         name = choice if isinstance(choice, str) else repr(choice)
-        return chain, {"steps": len(grid), "grid": "best trajectory" if on_trajectory else "even", "variance": name}
+        how = {"steps": len(grid), "grid": "best trajectory" if on_trajectory else "even", "variance": name}
+        return chain, how | {"form": f"{how['steps']} steps on the {how['grid']} grid, variance {name}"}
 
     def by_ode(
         self,
@@ -264,5 +284,5 @@ class DiffusionRun(Run):
         how |= {"q": q, "divergence": divergence, "rtol": tolerance, "atol": tolerance}
         return data_bound(self.denoiser, x, condition, draws=draws, **how)
 
-    def elbo_settings(self) -> dict[str, Any]:
+    def elbo_settings(self, chain: Chain) -> dict[str, Any]:
         return {"terms": self.recipe.evaluation.terms, "draws": self.recipe.evaluation.draws}

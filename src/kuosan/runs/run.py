@@ -1,4 +1,4 @@
-"""A run: a folder that explains itself. What every kind of model has in common: its data, judge, samples and bound."""
+"""A run: a folder that explains itself. What every kind of model has in common: its data, samples and bound."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,10 @@ from kuosan import recipe as recipes
 from kuosan.bound import Bound, Likelihood
 from kuosan.build import make_model
 from kuosan.chain import Chain
-from kuosan.fetch import to_stderr
-from kuosan.image import data as image_data
-from kuosan.image.data import ImageData, to_levels, to_pixels
-from kuosan.image.judge import Judge
-from kuosan.image.pictures import good_scale, save_png, sheet
+from kuosan.medium import Medium, Unit, medium_of
 from kuosan.plain import plain
 from kuosan.progress import Progress
-from kuosan.recipe import Recipe, RecipeError
+from kuosan.recipe import Recipe
 from kuosan.seeds import stream
 from kuosan.solvers import check_seeds
 from kuosan.training.checkpoint import CheckpointStore
@@ -34,27 +30,18 @@ from kuosan.training.ema import load_parameters
 #: Of log P(x).
 MEASURES = ("bound", "importance", "ode")
 SPLITS = ("held_out", "train")
+#: Kinds of model, in words.
+FAMILIES = {
+    "diffusion": "a diffusion model",
+    "autoencoder": "an autoencoder",
+    "embedding": "a diffusion model of words as points",
+    "tokens": "a diffusion model of tokens",
+    "autoregressive": "an autoregressive model",
+}
 
 
 class RunError(ValueError):
     """A folder that is not a run, or a run that cannot do what was asked."""
-
-
-def read_data(recipe: Recipe) -> ImageData:
-    """The data of a recipe, fetched or read."""
-    section = recipe.data
-    if section.folder is not None:
-        assert section.size is not None
-        data = image_data.folder(Path(section.folder).expanduser(), section.size, section.channels, section.held_out)
-    elif section.name in image_data.NAMED:
-        data = image_data.NAMED[section.name]()
-    else:
-        raise RecipeError(f"data.name: must be one of {', '.join(image_data.NAMED)}, got {section.name!r}")
-    if section.conditional and data.classes is None:
-        raise RecipeError(
-            f"data.conditional: {data.name} has no classes; make a sub-folder for each, or set it to false"
-        )
-    return data
 
 
 def device() -> torch.device:
@@ -68,9 +55,9 @@ def write(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def write_examples(path: Path, names: Sequence[str], found: Mapping[str, Bound | Likelihood]) -> None:
-    """One line for each example: its name, and of each measure the nats, their noise, and bits per dimension."""
-    columns = ["example", *(f"{m}_{what}" for m in found for what in ("nats", "error", "bits_per_dim"))]
+def write_examples(path: Path, names: Sequence[str], found: Mapping[str, Bound | Likelihood], unit: Unit) -> None:
+    """One line for each example: its name, and of each measure log p in nats, its noise, and the cost in a unit."""
+    columns = ["example", *(f"{m}_{what}" for m in found for what in ("nats", "error", unit.key))]
     lines = [",".join(columns)]
     for i, name in enumerate(names):
         quoted = '"' + name.replace('"', '""') + '"' if set(name) & set(',"') else name
@@ -80,7 +67,7 @@ def write_examples(path: Path, names: Sequence[str], found: Mapping[str, Bound |
             for number in (
                 float(one.nats[i]),
                 float(one.example_error[i]),
-                float(-one.nats[i] / (math.log(2) * one.dimensions)),
+                float(-one.nats[i] * unit.of_bits(one.dimensions) / (math.log(2) * one.dimensions)),
             )
         ]
         lines.append(",".join([quoted, *(f"{value:.8g}" for value in values)]))
@@ -99,11 +86,12 @@ class Sampling(Protocol):
 class Run(ABC):
     """A trained (or half-trained) model with everything that is needed to use it; made by :func:`kuosan.load`."""
 
-    #: Whether it is of an autoencoder.
-    autoencoding = False
+    #: Of which kinds of model: of :attr:`Recipe.family`.
+    families: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, folder: Path, recipe: Recipe, info: dict[str, Any]):
+    def __init__(self, folder: Path, recipe: Recipe, info: dict[str, Any], data: Any = None):
         self.folder, self.recipe, self.info = folder, recipe, info
+        self.medium: Medium = medium_of(recipe.data)(recipe.data, info, folder, data)
         self.store = CheckpointStore(folder / "checkpoints", recipe.fingerprint())
 
     @classmethod
@@ -111,7 +99,7 @@ class Run(ABC):
         """The run of a folder, of the kind that this class is of.
 
         Raises:
-            RunError: the folder is not a run.
+            RunError: the folder is not a run, or one of another kind.
         """
         folder = Path(folder)
         for name in ("recipe.toml", "run.json"):
@@ -126,9 +114,8 @@ class Run(ABC):
         if missing:
             raise RunError(f"{folder / 'run.json'} is damaged: it lacks {', '.join(sorted(missing))}")
         recipe = recipes.read(folder / "recipe.toml")
-        if (recipe.autoencoder is not None) != cls.autoencoding:
-            what = "a diffusion model" if cls.autoencoding else "an autoencoder"
-            raise RunError(f"{folder} is the run of {what}, which has no such thing")
+        if recipe.family not in cls.families:
+            raise RunError(f"{folder} is the run of {FAMILIES[recipe.family]}, which has no such thing")
         return cls(folder, recipe, info)
 
     # -- what it holds ------------------------------------------------------------------------------------------------
@@ -149,35 +136,20 @@ class Run(ABC):
     def conditional(self) -> bool:
         return self.recipe.data.conditional
 
-    @cached_property
-    def data(self) -> ImageData:
+    @property
+    def data(self) -> Any:
         """The data that it was trained on, read again."""
-        return read_data(self.recipe)
-
-    @cached_property
-    def _judged_by(self) -> tuple[Judge | None, str]:
-        kept = self.folder / "judge"
-        if kept.is_dir():
-            return Judge.load(kept), ""
-        if self.classes is None:
-            return None, "the images have no classes, and the judge is a classifier"
-        try:
-            to_stderr("training the judge of real images ...")
-            judge = Judge.train(self.data)
-        except (ValueError, ImportError) as error:  # a class of too few images; scikit-learn not installed
-            return None, str(error)
-        judge.save(kept)
-        return judge, ""
+        return self.medium.data
 
     @property
-    def judge(self) -> Judge | None:
-        """The classifier of real images that judges samples; None where there cannot be one."""
-        return self._judged_by[0]
+    def judge(self) -> Any:
+        """The judge of samples, trained on real data; None where there cannot be one."""
+        return self.medium.judge
 
     @property
     def why_no_judge(self) -> str:
         """Why there is no judge, in words; empty if there is one."""
-        return self._judged_by[1]
+        return self.medium.why_no_judge
 
     @cached_property
     def _trained(self) -> tuple[nn.Module, int, float]:
@@ -241,16 +213,15 @@ class Run(ABC):
 
     @abstractmethod
     def draw_while_training(self, model: Any, seeds: Sequence[int]) -> Tensor:
-        """Samples of a model in training, as pixels, cheaply."""
+        """Samples of a model in training, as a model draws them, cheaply."""
 
     def sheet_while_training(self, model: nn.Module, step: int) -> None:
-        """64 samples of a model in training, as samples/step-....png; always the same seeds."""
+        """64 samples of a model in training, in samples/step-...; always the same seeds."""
         columns = len(self.classes) if self.conditional and self.classes else 8
         n = columns * (8 if columns <= 16 else 2)
-        pixels = self.draw_while_training(model, range(n))
-        picture = sheet(to_levels(pixels, self.levels), self.levels, columns, good_scale(self.shape))
+        samples = self.medium.outputs(self.draw_while_training(model, range(n)))
         notes = {"seeds": f"0-{n - 1}", "step": step}
-        save_png(picture, self.folder / "samples" / f"step-{step:08d}.png", notes)
+        self.medium.sheet(samples, self.folder / "samples" / f"step-{step:08d}", columns, notes)
 
     def sample(
         self,
@@ -262,7 +233,9 @@ class Run(ABC):
         progress: Callable[[int, int], None] | None = None,
         **settings: Any,
     ) -> Tensor:
-        """Samples as levels, uint8 (N, C, H, W); number k depends on seed k and label k only.
+        """Samples: levels of images, uint8 (N, C, H, W), or tokens of texts, int64 (N, L).
+
+        Number k depends on seed k and label k only.
 
         Args:
             count: how many; by default as many as there are seeds.
@@ -304,10 +277,10 @@ class Run(ABC):
         return torch.randperm(length, generator=stream("evaluation"))[:n] if n < length else torch.arange(n)
 
     def examples(self, split: str = "held_out", most: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Pixels and classes of the examples of :meth:`chosen`, of the split "held_out" or "train"."""
+        """x_0 and classes of the examples of :meth:`chosen`, of the split "held_out" or "train"."""
         part, chosen = getattr(self.data, split), self.chosen(split, most)
         condition = part.labels[chosen].to(device()) if self.conditional else None
-        return to_pixels(part.levels[chosen], self.levels).to(device()), condition
+        return self.medium.inputs(part, chosen).to(device()), condition
 
     def bound(self, split: str = "held_out", examples: int | None = None, **settings: Any) -> Bound:
         """The bound on a split, "held_out" or "train", with the recipe's settings unless given.
@@ -318,11 +291,11 @@ class Run(ABC):
         of_elbo = ("estimator", "terms", "analytic", "draws", "seed", "batch_size", "progress")
         how = {name: settings.pop(name) for name in of_elbo if settings.get(name) is not None}
         chain, _ = self.chain(**settings)
-        return chain.elbo(*self.examples(split, examples), **self.elbo_settings() | how)
+        return chain.elbo(*self.examples(split, examples), **self.elbo_settings(chain) | how)
 
     @abstractmethod
-    def elbo_settings(self) -> dict[str, Any]:
-        """How the recipe wants the bound to be estimated."""
+    def elbo_settings(self, chain: Chain) -> dict[str, Any]:
+        """How the recipe wants the bound of a chain to be estimated."""
 
     def by_ode(
         self,
@@ -369,7 +342,7 @@ class Run(ABC):
             assert chain is not None
             if name == "bound":
                 progress = Progress("bound: terms")
-                found[name] = chain.elbo(x, condition, **self.elbo_settings() | more, progress=progress)
+                found[name] = chain.elbo(x, condition, **self.elbo_settings(chain) | more, progress=progress)
             else:
                 progress = Progress("importance: paths")
                 found[name] = chain.importance_weighted(x, condition, samples=importance, progress=progress)
@@ -387,25 +360,28 @@ class Run(ABC):
         draws: int | None = None,
         ode: Mapping[str, Any] | None = None,
         guidance: float | None = None,
+        unconditional: bool = False,
         **settings: Any,
     ) -> dict[str, Any]:
-        """Measures of log P(x), in bits per dimension and for each example, and the quality of samples.
+        """Measures of log P(x), in the unit of the medium and for each example, and the quality of samples.
 
         Written to evaluation.json (of held-out data) and evaluation.csv, or to files named after the split or "files".
 
         Args:
             measures: of "bound", "importance" and "ode".
-            quality: of samples, by the judge, too.
+            quality: of samples too.
             split: "held_out" or "train".
-            files: pictures, or folders of them, in the place of a split.
+            files: your own (pictures, or folders of them; files of texts), in the place of a split.
             examples: at most so many of a split; default the recipe's.
             importance, draws, ode, settings: of :meth:`likelihoods`. Guidance, solvers and tables have no part in it:
                 the likelihood is the model's, not a sampler's.
             guidance: of the samples; default the recipe's.
+            unconditional: a conditional model is not told the classes of the examples.
 
         Returns:
-            A dictionary for JSON: ``likelihoods``, each measure by name, ``bits_per_dim``, which is the bound with each
-            of its terms, ``quality`` (None for data without classes), ``examples``, the file with one line for each.
+            A dictionary for JSON: ``likelihoods``, each measure by name; ``bits_per_dim`` of images, ``nats_per_text``
+            of texts, which is the bound with each of its terms; ``quality`` (None for images without classes);
+            ``examples``, the file with one line for each.
         """
         asked = {} if guidance is None else {"guidance": guidance}
         self.sampler(**asked)  # says now what is wrong with the weight, not after the bound
@@ -418,54 +394,66 @@ class Run(ABC):
                 raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
             x, condition = self.examples(split, examples)
             names, where = [str(i) for i in self.chosen(split, examples).tolist()], split
+            if unconditional:
+                if not self.conditional or self.recipe.training.label_drop == 0:
+                    raise RunError(f"{self.folder} never trained both with and without a class")
+                condition = None
         else:
             if self.conditional and self.recipe.training.label_drop == 0:
-                raise RunError(f"{self.folder} never trained without a class, and these pictures have none")
-            names, x = image_data.read_pictures(files, self.shape, self.levels)
+                raise RunError(f"{self.folder} never trained without a class, and these {self.medium.many} have none")
+            names, x = self.medium.read_files(files)
             x, condition, where = x.to(device()), None, "files"
         found = self.likelihoods(x, condition, measures, importance=importance, draws=draws, ode=ode, **settings)
-        path = self.folder / f"evaluation{'' if where == 'held_out' else '-' + where}.json"
+        name = "evaluation" + ("" if where == "held_out" else f"-{where}") + ("-any-class" if unconditional else "")
+        path = self.folder / f"{name}.json"
         result: dict[str, Any] = {"run": str(self.folder), "step": self.step, "split": where, "scored": len(x)}
-        if self.conditional and files is not None:
+        if self.conditional and condition is None:
             result["condition"] = "any class"
-        how = self.chain(**settings)[1] if "bound" in found or "importance" in found else {}
-        result["likelihoods"] = {name: self._in_bits(value, how) for name, value in found.items()}
+        chain, how = self.chain(**settings) if "bound" in found or "importance" in found else (None, {})
+        how = how if chain is None else how | {"terms": self.elbo_settings(chain).get("terms", "shared")}
+        result["likelihoods"] = {name: self._in_unit(value, how, x) for name, value in found.items()}
+        result["baselines"] = self.medium.baselines(x.cpu())
+        unit = self.medium.unit
+        result["unit"] = {"name": unit.name, "key": unit.key}
         if "bound" in found:
             bound = found["bound"]
             assert isinstance(bound, Bound)
-            result["bits_per_dim"] = dataclasses.asdict(bound.bits_per_dim()) | result["likelihoods"]["bound"]
+            scale, terms = unit.of_bits(bound.dimensions), dataclasses.asdict(bound.bits_per_dim())
+            result[unit.key] = {name: scale * v for name, v in terms.items()} | result["likelihoods"]["bound"]
         if quality:
             result["quality"] = self.quality(self.recipe.evaluation.samples, **asked)
         result["examples"] = str(path.with_suffix(".csv"))
-        write_examples(path.with_suffix(".csv"), names, found)
+        write_examples(path.with_suffix(".csv"), names, found, unit)
         result = plain(result)
         write(path, json.dumps(result, indent=2, ensure_ascii=False))
         return result
 
-    def _in_bits(self, value: Bound | Likelihood, how: dict[str, Any]) -> dict[str, Any]:
+    def _in_unit(self, value: Bound | Likelihood, how: dict[str, Any], x: Tensor) -> dict[str, Any]:
         if isinstance(value, Bound):
             bits = value.bits_per_dim()
             total, error, monte_carlo = bits.total, bits.standard_error, bits.monte_carlo_error
-            what = f"log2 P(x) over {self.levels} levels" if value.discrete else "log2 p(x), a density,"
-            quantity = f"bound on {what} per dimension"
-            how = how | {"terms": self.elbo_settings().get("terms", "shared"), "draws": value.draws}
+            what = f"log P(x) over {self.levels} levels" if value.discrete else "log p(x), a density"
+            quantity = f"bound on {what}, in {self.medium.unit.name}"
+            how = how | {"draws": value.draws}
         else:
             total, error, monte_carlo = value.bits_per_dim, value.standard_error, value.monte_carlo_error
             quantity = value.quantity
+            how = {key: said for key, said in how.items() if key != "terms"}
+        scale = self.medium.unit.of_bits(value.dimensions)
         return how | {
-            "total": total,
-            "standard_error": error,
-            "monte_carlo_error": monte_carlo,
+            "total": scale * total,
+            "standard_error": scale * error,
+            "monte_carlo_error": scale * monte_carlo,
             "quantity": quantity,
+            **self.medium.in_other_units(scale * total, x.cpu()),
             "examples": len(value.nats),
             "evaluations_per_example": value.evaluations,
         }
 
     def quality(self, n: int, **settings: Any) -> Mapping[str, Any] | None:
-        """What the judge says of n samples (seeds 0 to n - 1), beside what it says of real held-out images."""
-        if self.judge is None:
+        """What can be said of n samples (seeds 0 to n - 1), beside the same of real held-out examples."""
+        samples = self.sample(n, progress=Progress("samples"), **settings)
+        judged = self.medium.quality(samples, self.labels_for(n))
+        if judged is None:
             return None
-        levels = self.sample(n, progress=Progress("samples"), **settings)
-        judged = dataclasses.asdict(self.judge.quality(levels, self.labels_for(n)))
-        judged["guidance"] = settings.get("guidance", self.recipe.sampling.guidance)
-        return judged | {"held_out": dataclasses.asdict(self.judge.reference)}
+        return judged | {"guidance": settings.get("guidance", self.recipe.sampling.guidance)}

@@ -21,7 +21,7 @@ class Texts:
     """Texts in memory, with or without classes.
 
     Attributes:
-        tokens: int64 (N, L), <pad> (0) after the text; there is no <end>.
+        tokens: int64 (N, L), <pad> (0) after the text, which is what says that it has ended.
         lengths: int64 (N,), how many of the L are text, at least 1.
         labels: int64 (N,), the index into `TextData.classes`, or None.
         texts: what was read, whole, before it became tokens.
@@ -109,6 +109,16 @@ def load(
     return _assemble(rows, [], length, kind, size, held_out, about)
 
 
+def lines(file: Path) -> list[str]:
+    """The lines of a file in UTF-8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8; says at which byte and line.
+    """
+    return [line for line, _ in _lines(file, "", None)]
+
+
 def glosses() -> TextData:
     """Definitions of WordNet 3.0 in ten classes, nine of nouns and one of verbs: words, 20 tokens, 1 in 20 held out.
 
@@ -123,7 +133,7 @@ def glosses() -> TextData:
     found = [*_synsets(folder / "data.noun", _NOUNS), *_synsets(folder / "data.verb", None)]
     kept = [(gloss, name) for gloss, name in found if 3 <= len(gloss.split()) <= 19]
     notes = [f"{len(found) - len(kept):,} of {len(found):,} glosses, not of 3 to 19 words, were left out"]
-    return _assemble(kept, notes, 20, "word", 2503, 0.05, _about("glosses"))
+    return _assemble(kept, notes, 20, "word", 2502, 0.05, _about("glosses"))
 
 
 def poems() -> TextData:

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from kuosan.discrete.lengths import PAD
+
 Kind = Literal["word", "bpe", "character"]
 
-PAD, UNKNOWN, END = 0, 1, 2  # the ids of the special tokens, in every vocabulary
-SPECIAL = ("<pad>", "<unk>", "<end>")
+UNKNOWN = 1  # with PAD, which is 0, the ids of the special tokens in every vocabulary
+SPECIAL = ("<pad>", "<unk>")
 
 
 class Tokenizer:
@@ -19,7 +21,7 @@ class Tokenizer:
     - "character": each character is a token, white space and line ends too; the case is kept. Others become <unk>.
     - "bpe": byte pairs, merged within words. The case is kept, nothing is unknown, and decoding gives the very text.
 
-    Special tokens have fixed ids: 0 <pad>, 1 <unk>, 2 <end>. A text that spells one out is ordinary text.
+    Special tokens have fixed ids: 0 <pad>, 1 <unk>. A text that spells one out is ordinary text.
 
     Attributes:
         kind: "word", "bpe" or "character".
@@ -28,7 +30,7 @@ class Tokenizer:
     def __init__(self, library: Any, kind: Kind):
         self.kind = kind
         self._library = library
-        self._library.encode_special_tokens = True  # or a text with "<end>" in it would end there; it is not saved
+        self._library.encode_special_tokens = True  # or a text with "<pad>" in it would end there; it is not saved
 
     @classmethod
     def train(cls, texts: Iterable[str], kind: Kind = "word", size: int = 2500) -> "Tokenizer":
@@ -36,10 +38,10 @@ class Tokenizer:
         the order of the alphabet.
 
         Args:
-            size: the most tokens that the vocabulary may have, the three special ones included.
+            size: the most tokens that the vocabulary may have, the two special ones included.
 
         Raises:
-            ValueError: the kind is unknown, the size leaves no room (BPE needs 259: it has every byte), or the texts
+            ValueError: the kind is unknown, the size leaves no room (BPE needs 258: it has every byte), or the texts
                 hold nothing but white space.
             ImportError: the library `tokenizers` is not installed.
         """
@@ -61,7 +63,7 @@ class Tokenizer:
         return self._library.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without an end and without padding."""
+        """The ids of a text, without padding."""
         return self._library.encode(text).ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
@@ -69,7 +71,7 @@ class Tokenizer:
         return [encoding.ids for encoding in self._library.encode_batch(list(texts))]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text up to the first <end> or <pad>; an unknown token reads "<unk>".
+        """The text up to the first <pad>; an unknown token reads "<unk>".
 
         Words are joined by single spaces, with punctuation marks where English has them; characters by nothing.
 
@@ -81,7 +83,7 @@ class Tokenizer:
         for i in map(int, ids):
             if not 0 <= i < size:
                 raise ValueError(f"id {i} is not in this vocabulary, whose ids are 0 .. {size - 1}")
-            if i in (PAD, END):
+            if i == PAD:
                 break
             kept.append(i)
         if self.kind == "bpe":
@@ -112,8 +114,8 @@ class Tokenizer:
             tokenizer = cls(library.Tokenizer.from_str(json.dumps(said["tokenizer"])), kind)
         except Exception as error:  # the library raises bare Exceptions
             raise ValueError(f"{path} is not a tokenizer saved by Tokenizer.save: {error}") from error
-        if [tokenizer._library.token_to_id(token) for token in SPECIAL] != [PAD, UNKNOWN, END]:
-            raise ValueError(f"{path} lacks the special tokens {' '.join(SPECIAL)} with the ids 0, 1 and 2")
+        if [tokenizer._library.token_to_id(token) for token in SPECIAL] != [PAD, UNKNOWN]:
+            raise ValueError(f"{path} lacks the special tokens {' '.join(SPECIAL)} with the ids 0 and 1")
         return tokenizer
 
 

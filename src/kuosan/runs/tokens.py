@@ -1,0 +1,242 @@
+"""Runs of models of tokens: masked and uniform diffusion, and the autoregressive model beside them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from kuosan.build import make_rule
+from kuosan.chain import Chain
+from kuosan.discrete import (
+    CategoricalChain,
+    CategoricalDenoiser,
+    Drawn,
+    Sharpened,
+    TokenGuidance,
+    TokenRule,
+    expected_evaluations,
+    sample_tokens,
+)
+from kuosan.discrete.autoregressive import (
+    Autoregressive,
+    AutoregressiveChain,
+    AutoregressiveGuidance,
+    sample_left_to_right,
+)
+from kuosan.discrete.rules import Ancestral
+from kuosan.recipe import RecipeError, Sampling, explain
+from kuosan.runs.run import FAMILIES, Run, RunError, device
+from kuosan.text.medium import TextMedium
+
+
+@dataclass(frozen=True)
+class TokenSampler:
+    """A model of tokens made ready to be sampled in one way.
+
+    Args:
+        model: guided, if it is.
+        section: the recipe's settings, with what was asked for in their place.
+        rule: of each step, of diffusion.
+        known: (L,) int64, the tokens that are given, -1 where one is drawn.
+        length: how many tokens each text has; None: it is drawn.
+        how: the same in words and numbers.
+    """
+
+    model: Any
+    section: Sampling
+    rule: TokenRule | None
+    known: Tensor | None
+    length: int | None
+    how: dict[str, Any]
+
+    @property
+    def transform(self) -> Sharpened | None:
+        """Of each token's law."""
+        sharpened = Sharpened(self.section.temperature, self.section.nucleus)
+        return None if sharpened == Sharpened() else sharpened
+
+
+class TokenRun(Run):
+    """A trained (or half-trained) model of texts as tokens."""
+
+    medium: TextMedium
+
+    @property
+    def kind(self) -> str:
+        """Of model, in words."""
+        return FAMILIES[self.recipe.family]
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    def sampler(
+        self,
+        *,
+        prompt: str | None = None,
+        infill: str | None = None,
+        length: int | None = None,
+        **settings: Any,
+    ) -> TokenSampler:
+        """The model with all else that sampling takes; what is not given is the recipe's.
+
+        Args:
+            prompt: how each text begins.
+            infill: a text with "_" for each token that is to be drawn; it has just as many tokens, or ``length``.
+            length: how many tokens each text has; default: drawn from the model's law of lengths.
+            settings: keys of the recipe's section ``sampling`` that are of tokens: solver, steps, guidance,
+                temperature, nucleus.
+
+        Raises:
+            ValueError: an unknown setting or an impossible value; words that are not in the vocabulary; a prompt, a
+                text to fill in or a length that the model has no room for.
+        """
+        return self._sampler(self.model, prompt, infill, length, settings)
+
+    def _sampler(
+        self, model: Any, prompt: str | None, infill: str | None, length: int | None, settings: dict[str, Any]
+    ) -> TokenSampler:
+        given = {key: value for key, value in settings.items() if value is not None}
+        own = {"solver", "steps", "guidance", "temperature", "nucleus"}
+        if others := sorted(given.keys() - own):
+            raise RunError(f"{self.folder} is {self.kind}: it has no {', '.join(others)} to choose")
+        try:
+            section = Sampling.model_validate(self.recipe.sampling.model_dump() | given)
+        except ValidationError as error:
+            raise RecipeError(explain(error, "sampling")) from None
+        if section.guidance and not self.conditional:
+            raise RunError(f"{self.folder} was trained without classes: there is nothing to guide towards")
+        known, length = self.medium.given(prompt, infill, length)
+        how: dict[str, Any] = {"guidance": section.guidance}
+        how |= {key: value for key, value in given.items() if key in ("temperature", "nucleus")}
+        how |= {key: v for key, v in (("prompt", prompt), ("infill", infill), ("length", length)) if v is not None}
+        guided, rule, own_way = self._way(model, section)
+        return TokenSampler(guided, section, rule, known, length, own_way | how)
+
+    @abstractmethod
+    def _way(self, model: Any, section: Sampling) -> tuple[Any, TokenRule | None, dict[str, Any]]:
+        """The guided model, its rule, and in words how it is drawn from: solver and evaluations."""
+
+    @abstractmethod
+    def _draw(self, sampler: TokenSampler, seeds: Sequence[int], labels: Tensor | None, **how: Any) -> Drawn: ...
+
+    def batches(
+        self, sampler: TokenSampler, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int = 256
+    ) -> Iterator[Tensor]:
+        labels = self.labels_for(len(seeds)) if labels is None else labels
+        for first in range(0, len(seeds), batch_size):
+            part = slice(first, first + batch_size)
+            yield self._draw(sampler, seeds[part], None if labels is None else labels[part]).tokens
+
+    def draw(self, sampler: TokenSampler, seeds: Sequence[int], labels: Tensor | None = None, **how: Any) -> Drawn:
+        """Samples with what they cost.
+
+        Args:
+            how: watch, cache (of diffusion), batch_size: of :func:`kuosan.discrete.sample_tokens`.
+        """
+        return self._draw(sampler, seeds, self.labels_for(len(seeds)) if labels is None else labels, **how)
+
+    def check(self, model: Any) -> None:
+        self._sampler(model, None, None, None, {})
+
+    def draw_while_training(self, model: Any, seeds: Sequence[int]) -> Tensor:
+        sampler = self._sampler(model, None, None, None, {})
+        return self._draw(sampler, list(seeds), self.labels_for(len(seeds))).tokens
+
+
+class DiscreteRun(TokenRun):
+    """Categorical diffusion: under masks, or uniform noise."""
+
+    families = ("tokens",)
+
+    @property
+    def denoiser(self) -> CategoricalDenoiser:
+        """The model with its averaged weights, ready to use."""
+        return self.model.model.denoiser
+
+    def _way(self, model: CategoricalChain, section: Sampling) -> tuple[Any, TokenRule, dict[str, Any]]:
+        denoiser, rule = model.model.denoiser, make_rule(section.solver)
+        if rule.needs_mask and denoiser.process.mask is None:
+            raise RunError(
+                f"sampling.solver: {section.solver['kind']} needs masks, and the noise of this model has none"
+            )
+        cached = denoiser.process.mask is not None and isinstance(rule, Ancestral)
+        evaluations = expected_evaluations(self.shape[0], section.steps) if cached else section.steps
+        how = {"solver": str(rule), "steps": section.steps, "evaluations": round(evaluations, 1)}
+        guided = TokenGuidance(denoiser, section.guidance) if section.guidance else denoiser
+        return guided, rule, how
+
+    def _draw(self, sampler: TokenSampler, seeds: Sequence[int], labels: Tensor | None, **how: Any) -> Drawn:
+        length = sampler.length
+        return sample_tokens(
+            sampler.model,
+            self.shape[0],
+            seeds=seeds,
+            steps=sampler.section.steps,
+            rule=sampler.rule,
+            condition=labels,
+            transform=sampler.transform,
+            known=sampler.known,
+            lengths=None if length is None else torch.full((len(seeds),), length),
+            device=device(),
+            **how,
+        )
+
+    def chain(self, *, steps: int | None = None, **settings: Any) -> tuple[Chain, dict[str, Any]]:
+        """The model as a ladder: in continuous time, or on an even grid.
+
+        Args:
+            steps: K, of the grid; default: continuous time.
+        """
+        refused = [name for name, value in settings.items() if value]
+        if refused:
+            raise RunError(f"{self.folder} is {self.kind}: its chain has no {', '.join(refused)} to choose")
+        if steps is None:
+            return self.model, {"form": "continuous time"}
+        chain = CategoricalChain(self.denoiser, steps=steps)
+        return chain, {"steps": steps, "form": f"{steps} steps"}
+
+    def elbo_settings(self, chain: Chain) -> dict[str, Any]:
+        form = "continuous" if chain is self.model else "matching"
+        return {"estimator": form, "terms": "all", "draws": self.recipe.evaluation.draws}
+
+
+class AutoregressiveRun(TokenRun):
+    """A model that writes from left to right."""
+
+    families = ("autoregressive",)
+
+    def _way(self, model: AutoregressiveChain, section: Sampling) -> tuple[Any, None, dict[str, Any]]:
+        if section.solver.get("kind") != "auto":
+            raise RunError(f"sampling.solver: {self.kind} writes from left to right: drop it")
+        own: Autoregressive = model.model.autoregressive
+        guided = AutoregressiveGuidance(own, section.guidance) if section.guidance else own
+        return guided, None, {"solver": "left to right", "evaluations": self.shape[0]}
+
+    def _draw(self, sampler: TokenSampler, seeds: Sequence[int], labels: Tensor | None, **how: Any) -> Drawn:
+        if sampler.length is not None:
+            raise RunError(f"{self.folder} is {self.kind}: it takes a prompt, but no length and nothing to fill in")
+        prompt = None if sampler.known is None else sampler.known[sampler.known >= 0]
+        return sample_left_to_right(
+            sampler.model,
+            self.shape[0],
+            seeds=seeds,
+            condition=labels,
+            transform=sampler.transform,
+            prompt=prompt,
+            device=device(),
+            **how,
+        )
+
+    def chain(self, **settings: Any) -> tuple[Chain, dict[str, Any]]:
+        refused = [name for name, value in settings.items() if value]
+        if refused:
+            raise RunError(f"{self.folder} is {self.kind}: its chain has no {', '.join(refused)} to choose")
+        return self.model, {"form": "log p itself"}
+
+    def elbo_settings(self, chain: Chain) -> dict[str, Any]:
+        return {"estimator": "path", "analytic": True, "terms": "shared", "draws": 1}
