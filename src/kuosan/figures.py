@@ -338,3 +338,104 @@ def distances_plot(samples: np.ndarray, held_out: np.ndarray) -> str:
     axes.set_xlim(0, float(bins[-1]))
     _legend(axes)
     return _svg(figure, "distance to the nearest training image")
+
+
+# -- plots of texts ----------------------------------------------------------------------------------------------------
+
+
+def code_lengths(bars: Sequence[tuple[str, float, float | None]], unit: str) -> str:
+    """What a text takes by each model, as bars from above to below; those with an error are this model's.
+
+    Args:
+        bars: name, mean and standard error of each.
+        unit: of the means, in words.
+    """
+    figure, axes = _plot((WIDE[0], 0.34 * len(bars) + 1.0), f"{unit}, fewer is better", "")
+    for place, (name, mean, error) in enumerate(bars):
+        colour = SOFT if error is None else FIRST if "held out" in name else SECOND
+        axes.barh(place, mean, 0.62, xerr=error, color=colour, alpha=0.75, error_kw={"ecolor": INK, "elinewidth": 1})
+        beside = mean + (error or 0.0)
+        axes.annotate(f"{mean:.1f}", (beside, place), (5, 0), textcoords="offset points", fontsize=8, va="center")
+        axes.texts[-1].set_color(INK)
+    axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.set_xlim(0, 1.08 * max(mean + (error or 0.0) for _, mean, error in bars))
+    return _svg(figure, "nats of a text by each model")
+
+
+def tradeoff(points: Sequence[Mapping[str, Any]], real: Mapping[str, Any], order: int) -> str:
+    """Agreement with the class against perplexity: one line for each nucleus, guidance along it, real texts a star."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = _plot(WIDE, "judged as the class asked for", f"perplexity, by {order}-grams of real texts")
+    nuclei = sorted({point["nucleus"] for point in points}, reverse=True)
+    for nucleus, colour, below in zip(nuclei, (FIRST, SECOND, SOFT), (-9, 5, -16), strict=False):
+        own = [point for point in points if point["nucleus"] == nucleus]
+        x, y = [point["perplexity"] for point in own], [point["agreement"] for point in own]
+        errors = [point["agreement_error"] for point in own]
+        name = "all tokens" if nucleus == 1 else f"nucleus {nucleus:g}"
+        axes.errorbar(x, y, errors, color=colour, linewidth=1.4, marker="o", markersize=4, elinewidth=1, label=name)
+        for point in own:
+            place = (point["perplexity"], point["agreement"])
+            axes.annotate(f"w = {point['guidance']:g}", place, (5, below), textcoords="offset points", fontsize=7)
+            axes.texts[-1].set_color(SOFT)
+    star = {"color": INK, "marker": "*", "markersize": 11, "linestyle": "none", "label": "real held-out texts"}
+    axes.plot([real["perplexity"]], [real["agreement"]], **star)
+    axes.set_xscale("log")
+    found = [point["perplexity"] for point in (*points, real)]
+    _plain_log(axes.xaxis, (1, 2, 5) if max(found) < 200 * min(found) else (1,))
+    axes.set_xlim(min(found) / 1.15, max(found) * 1.25)
+    axes.set_ylim(0, 1.03)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    _legend(axes)
+    return _svg(figure, "agreement against perplexity")
+
+
+def rules_plot(panel: Panel, name: str, rules: Sequence[Mapping[str, Any]], real: float) -> str:
+    """A measure against the number of steps, a line for each rule, with real texts dashed."""
+    from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+
+    figure, axes = _plot(HALF, panel.title, name)
+    settings = [point["steps"] for point in rules[0]["points"]]
+    values = []
+    for rule, colour in zip(rules, (FIRST, INK, SOFT), strict=False):
+        own = [point[panel.key] for point in rule["points"]]
+        errors = [point[panel.error] for point in rule["points"]] if panel.error else None
+        style = {"linewidth": 1.6, "marker": "o", "markersize": 4, "elinewidth": 1}
+        axes.errorbar(settings, own, errors, color=colour, label=rule["rule"], **style)
+        values += own
+    axes.axhline(real, color=SECOND, linewidth=1.3, linestyle=(0, (4, 3)), label="real texts")
+    axes.set_xscale("log")
+    axes.set_xticks(settings)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    if panel.share:
+        axes.set_ylim(0, 1.03)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    else:
+        axes.set_yscale("log")
+        _plain_log(axes.yaxis, (1, 2, 5))
+        axes.set_ylim(min(*values, real) / 1.3, max(*values, real) * 1.3)
+    _legend(axes)
+    return _svg(figure, f"{panel.title} against {name}")
+
+
+def lengths_plot(samples: np.ndarray, held_out: np.ndarray) -> str:
+    """The share of texts of each length, from 0: samples and real held-out ones."""
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure, axes = _plot(WIDE, "share of texts", "tokens of a text")
+    edges = np.arange(len(samples) + 1) - 0.5
+    for name, shares, colour in (("samples", samples, FIRST), ("real held-out texts", held_out, SECOND)):
+        axes.stairs(shares, edges, color=colour, fill=True, alpha=0.22)
+        axes.stairs(shares, edges, color=colour, linewidth=1.4, label=name)
+        mean = float((np.arange(len(shares)) * shares).sum())
+        axes.axvline(mean, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.plot([], [], color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)), label="mean")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0.4, float(edges[-1]) + 0.1)
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+    return _svg(figure, "lengths of texts")

@@ -36,11 +36,12 @@ def write_report(run: Run, budget: float = 90.0) -> Path:
         raise ReportError(f"budget is a time in seconds and must be positive, got {budget}")
     environment = _environment()
     begun = time.monotonic()
-    numbers, pictures = measurements_of(run, budget).everything()
+    measurements = measurements_of(run, budget)
+    numbers, pictures = measurements.everything()
     numbers["provenance"]["report_seconds"] = round(time.monotonic() - begun, 1)
     numbers = plain(numbers)
     (run.folder / "report.json").write_text(json.dumps(numbers, indent=2, ensure_ascii=False), "utf-8")
-    template = environment.from_string((resources.files("kuosan") / "report.html").read_text("utf-8"))
+    template = environment.get_template(measurements.page)
     page = template.render(r=numbers, p=pictures, recipe=run.recipe.to_toml(), number=figures.marked(numbers))
     path = run.folder / "report.html"
     path.write_text(page, "utf-8")
@@ -53,6 +54,8 @@ def _environment() -> Any:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise ReportError(f"a report needs {error.name}: pip install 'kuosan[report]'") from error
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, lstrip_blocks=True)
+    pages = jinja2.FunctionLoader(lambda name: (resources.files("kuosan") / name).read_text("utf-8"))
+    how: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=pages, autoescape=True, **how)
     environment.filters["duration"] = duration
     return environment

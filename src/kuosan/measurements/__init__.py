@@ -1,18 +1,36 @@
 """What a report measures of a run: each section's numbers and pictures, within a budget of time."""
 
 from kuosan.measurements.autoencoder import AutoencoderMeasurements
-from kuosan.measurements.base import Measurements
+from kuosan.measurements.base import Measurements, RunMeasurements
 from kuosan.measurements.diffusion import DiffusionMeasurements
-from kuosan.runs import DiffusionRun, Run
+from kuosan.measurements.text import AutoregressiveMeasurements, DiscreteMeasurements, TextMeasurements
+from kuosan.runs import AutoencoderRun, AutoregressiveRun, DiffusionRun, DiscreteRun, Run
+
+#: Of each kind of run.
+KINDS: dict[type[Run], type[RunMeasurements]] = {
+    DiffusionRun: DiffusionMeasurements,
+    AutoencoderRun: AutoencoderMeasurements,
+    DiscreteRun: DiscreteMeasurements,
+    AutoregressiveRun: AutoregressiveMeasurements,
+}
 
 
-def measurements_of(run: Run, budget: float) -> Measurements:
+def measurements_of(run: Run, budget: float) -> RunMeasurements:
     """The measurements of a run, of its kind.
 
     Args:
         budget: about how many seconds they may take.
     """
-    return (DiffusionMeasurements if isinstance(run, DiffusionRun) else AutoencoderMeasurements)(run, budget)
+    return next(measurements for kind, measurements in KINDS.items() if isinstance(run, kind))(run, budget)
 
 
-__all__ = ["AutoencoderMeasurements", "DiffusionMeasurements", "Measurements", "measurements_of"]
+__all__ = [
+    "AutoencoderMeasurements",
+    "AutoregressiveMeasurements",
+    "DiffusionMeasurements",
+    "DiscreteMeasurements",
+    "Measurements",
+    "RunMeasurements",
+    "TextMeasurements",
+    "measurements_of",
+]

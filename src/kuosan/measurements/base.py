@@ -1,4 +1,4 @@
-"""What every report measures of a run: its facts, samples, loss and bits, and what its samples are near to."""
+"""What every report measures of a run: its facts, loss, bound and quality; and of images, what samples are near to."""
 
 from __future__ import annotations
 
@@ -25,9 +25,202 @@ from kuosan.image.judge import Judge, nearest
 from kuosan.progress import Progress
 from kuosan.runs import Run
 
-#: Of the page that every run has, in its order; other kinds of runs add theirs.
-SECTIONS = ("facts", "samples", "loss", "bits_per_dim", "neighbours")
 MOST_CLASSES = 20  # rows of samples
+
+
+class RunMeasurements(ABC):
+    """The measurements of one report of any run, each a section's numbers and pictures.
+
+    Attributes:
+        kind: of the model, as a sentence begins.
+        page: the template that shows them.
+        sections: their names.
+        shares: of the time budget.
+    """
+
+    kind: str
+    page: ClassVar[str]
+    sections: tuple[str, ...]
+    shares: ClassVar[Mapping[str, float]]
+
+    def __init__(self, run: Any, budget: float):
+        self.run, self.budget = run, budget
+        self.cost = self._seconds_per_evaluation()
+        self.evaluation = self._evaluation()
+
+    def everything(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        numbers: dict[str, Any] = {}
+        pictures: dict[str, Any] = {}
+        for section in self.sections:
+            numbers[section], pictures[section] = getattr(self, section)()
+        numbers["quality"], numbers["provenance"] = self.quality(), self.provenance()
+        return numbers, pictures
+
+    def _evaluation(self) -> dict[str, Any] | None:
+        """What `kuosan evaluate` wrote, if it was of this step."""
+        try:
+            found = json.loads((self.run.folder / "evaluation.json").read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if found.get("step") == self.run.step and self.run.medium.unit.key in found else None
+
+    # -- how much can be afforded -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def one_evaluation(self, samples: int) -> None:
+        """The cheapest thing that takes one evaluation of the network for each of so many samples."""
+
+    def _seconds_per_evaluation(self) -> float:
+        """What one network evaluation of one sample takes, at the batch size that samples are drawn in."""
+        batch, seconds = 4, 0.0
+        self.one_evaluation(2)  # the first call is always slow
+        while True:
+            begun = time.monotonic()
+            self.one_evaluation(batch)
+            seconds = time.monotonic() - begun
+            if seconds > 0.02 * self.budget or batch >= 256:
+                return max(seconds, 1e-6) / batch
+            batch *= 4
+
+    def count(self, section: str, evaluations: float, least: int, most: int = 1000) -> int:
+        """How many samples a section can have if each takes that many evaluations."""
+        affordable = int(self.shares[section] * self.budget / self.cost / evaluations)
+        return max(least, min(most, affordable))
+
+    # -- sections, in the page's order --------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def model_in_words(self) -> dict[str, str]:
+        """What the model is, name by name, for the table of facts."""
+
+    def facts(self) -> tuple[dict[str, Any], None]:
+        run, info, recipe = self.run, self.run.info, self.run.recipe
+        return {
+            "name": run.folder.resolve().name,
+            "data": info["data"],
+            "one": run.medium.one,
+            "many": run.medium.many,
+            "shape": run.shape,
+            "levels": run.levels,
+            "classes": run.classes,
+            "conditional": run.conditional,
+            "kind": self.kind,
+            "model": self.model_in_words,
+            "parameters": info["parameters"],
+            "objective": recipe.objective["kind"],
+            "step": run.step,
+            "steps": recipe.training.steps,
+            "batch_size": recipe.training.batch_size,
+            "training_seconds": run.seconds,
+            "judge": run.judge is not None,
+            "why_no_judge": self.run.why_no_judge,
+        }, None
+
+    @property
+    @abstractmethod
+    def drawn(self) -> Tensor:
+        """Samples as `kuosan sample` draws them, seeds 0, 1, 2, ..."""
+
+    @cached_property
+    def judged(self) -> dict[str, Any] | None:
+        """What can be said of their quality."""
+        return self.run.medium.quality(self.drawn, self.run.labels_for(len(self.drawn)))
+
+    def how_many(self, evaluations: float) -> int:
+        """How many samples the page's first section has, if each takes that many evaluations."""
+        rows = min(len(self.run.classes), MOST_CLASSES) if self.run.conditional and self.run.classes else 8
+        return self.count("samples", evaluations, least=max(64, 2 * rows))
+
+    @abstractmethod
+    def way_of_sampling(self) -> dict[str, Any]:
+        """How samples are drawn: solver, evaluations, guidance."""
+
+    def loss(self) -> tuple[dict[str, Any] | None, str | None]:
+        log = self.run.folder / "metrics.jsonl"
+        steps, losses = [], []
+        for line in log.read_text("utf-8").splitlines() if log.is_file() else []:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break  # the last line of a killed run
+            steps.append(record["step"])
+            losses.append(record["loss"])
+        if not losses:
+            return None, None
+        return figures.loss(np.array(steps), np.array(losses))
+
+    @abstractmethod
+    def estimate(self, split: str) -> Bound:
+        """The bound on a split, as well as the budget allows."""
+
+    @abstractmethod
+    def about(self, bound: Bound) -> dict[str, Any]:
+        """How a bound was estimated: terms, draws, and what else its table shows."""
+
+    def comparable(self, evaluated: Mapping[str, Any], bound: Bound) -> bool:
+        """Whether what `kuosan evaluate` found is the same bound."""
+        return evaluated.get("examples", 0) >= len(bound.total)
+
+    def _bound(self) -> tuple[dict[str, Any], dict[str, Bound]]:
+        """The bound on both splits, in the medium's unit, and whether training examples take less than new ones."""
+        progress, unit = Progress("bound"), self.run.medium.unit
+        splits: dict[str, Bound] = {}
+        for done, split in enumerate(("held_out", "train"), 1):
+            splits[split] = self.estimate(split)
+            progress(done, 2, split.replace("_", "-"))
+        numbers: dict[str, Any] = {}
+        for split, bound in splits.items():
+            scale = unit.of_bits(bound.dimensions)
+            terms = {name: scale * value for name, value in asdict(bound.bits_per_dim()).items()}
+            numbers[split] = terms | {"examples": len(bound.total)} | self.about(bound)
+        evaluated = (self.evaluation or {}).get(unit.key, {})
+        comparable = self.comparable(evaluated, splits["train"])
+        if comparable:  # the same bound as of the training examples
+            numbers["held_out"] = evaluated
+        numbers["from_evaluation"] = comparable
+        numbers["estimate"] = {"examples": len(splits["held_out"].total), "draws": splits["held_out"].draws}
+        numbers["gap"] = numbers["held_out"]["total"] - numbers["train"]["total"]
+        errors = [numbers[split]["standard_error"] for split in ("held_out", "train")]
+        error = math.hypot(*(math.nan if one is None else one for one in errors))  # unknown of a single example
+        numbers["overfits"] = bool(numbers["gap"] > 3 * error)  # False if an error is not known
+        return numbers, splits
+
+    # -- the rest -----------------------------------------------------------------------------------------------------
+
+    def quality(self) -> dict[str, Any] | None:
+        evaluated = (self.evaluation or {}).get("quality")
+        if evaluated and evaluated.get("guidance") == self.run.recipe.sampling.guidance:
+            return dict(evaluated) | {"from_evaluation": True}
+        return None if self.judged is None else dict(self.judged) | {"from_evaluation": False}
+
+    def provenance(self) -> dict[str, Any]:
+        run, info = self.run, self.run.info
+        trained = (
+            info["command"] or f"kuosan train {run.folder / 'recipe.toml'} --out AGAIN"
+        )  # none: trained from Python
+        versions = dict(info["versions"])
+        for name in ("numpy", "matplotlib", "scikit-learn"):
+            try:
+                versions[name] = version(name)
+            except PackageNotFoundError:
+                continue
+        return {
+            "commands": [
+                trained,
+                f"kuosan sample {run.folder}",
+                f"kuosan evaluate {run.folder}",
+                f"kuosan report {run.folder}",
+            ],
+            "seed": info["seed"],
+            "processes": info.get("processes", 1),
+            "machine": info["machine"],
+            "report_machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "versions": versions,
+            "budget": self.budget,
+            "seconds_per_evaluation": self.cost,
+            "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        }
 
 
 @dataclass(frozen=True)
@@ -74,106 +267,22 @@ def most_compared(run: Run, count: int) -> int:
     return max(8, min(count, int(1e10 / run.data.train.levels.numel())))
 
 
-class Measurements(ABC):
-    """The measurements of one report, each a section's numbers and pictures.
+class Measurements(RunMeasurements):
+    """The measurements that every report of images has."""
 
-    Attributes:
-        kind: of the model, as a sentence begins.
-        sections: their names.
-        shares: of the time budget.
-    """
-
-    kind: str
-    sections: tuple[str, ...] = SECTIONS
-    shares: ClassVar[Mapping[str, float]]
+    page = "report.html"
 
     def __init__(self, run: Any, budget: float):
-        self.run, self.budget = run, budget
+        super().__init__(run, budget)
         self.yardstick = Yardstick(run, run.judge)
-        self.cost = self._seconds_per_evaluation()
-        self.evaluation = self._evaluation()
-
-    def everything(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        numbers: dict[str, Any] = {}
-        pictures: dict[str, Any] = {}
-        for section in self.sections:
-            numbers[section], pictures[section] = getattr(self, section)()
-        numbers["quality"], numbers["provenance"] = self.quality(), self.provenance()
-        return numbers, pictures
-
-    def _evaluation(self) -> dict[str, Any] | None:
-        """What `kuosan evaluate` wrote, if it was of this step."""
-        try:
-            found = json.loads((self.run.folder / "evaluation.json").read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-        return found if found.get("step") == self.run.step and "bits_per_dim" in found else None
-
-    # -- how much can be afforded -------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def one_evaluation(self, samples: int) -> None:
-        """The cheapest thing that takes one evaluation of the network for each of so many samples."""
-
-    def _seconds_per_evaluation(self) -> float:
-        """What one network evaluation of one sample takes, at the batch size that samples are drawn in."""
-        batch, seconds = 4, 0.0
-        self.one_evaluation(2)  # the first call is always slow
-        while True:
-            begun = time.monotonic()
-            self.one_evaluation(batch)
-            seconds = time.monotonic() - begun
-            if seconds > 0.02 * self.budget or batch >= 256:
-                return max(seconds, 1e-6) / batch
-            batch *= 4
-
-    def count(self, section: str, evaluations: int, least: int, most: int = 1000) -> int:
-        """How many samples a section can have if each takes that many evaluations."""
-        affordable = int(self.shares[section] * self.budget / self.cost / evaluations)
-        return max(least, min(most, affordable))
-
-    # -- sections, in the page's order --------------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def model_in_words(self) -> dict[str, str]:
-        """What the model is, name by name, for the table of facts."""
-
-    def facts(self) -> tuple[dict[str, Any], None]:
-        run, info, recipe = self.run, self.run.info, self.run.recipe
-        return {
-            "name": run.folder.resolve().name,
-            "data": info["data"],
-            "shape": run.shape,
-            "levels": run.levels,
-            "classes": run.classes,
-            "conditional": run.conditional,
-            "kind": self.kind,
-            "model": self.model_in_words,
-            "parameters": info["parameters"],
-            "objective": recipe.objective["kind"],
-            "step": run.step,
-            "steps": recipe.training.steps,
-            "batch_size": recipe.training.batch_size,
-            "training_seconds": run.seconds,
-            "judge": self.yardstick.judge is not None,
-            "why_no_judge": self.run.why_no_judge,
-        }, None
 
     @cached_property
     def drawn(self) -> Tensor:
-        """Samples as `kuosan sample` draws them, seeds 0, 1, 2, ..."""
-        steps = self.run.sampler().how["evaluations"]
-        rows = min(len(self.run.classes), MOST_CLASSES) if self.run.conditional and self.run.classes else 8
-        n = self.count("samples", steps, least=max(64, 2 * rows))
+        n = self.how_many(self.run.sampler().how["evaluations"])
         return self.run.sample(n, progress=Progress("samples"))
 
     def pictures_of(self, levels: Tensor) -> list[str]:
         return [figures.picture(one, self.run.levels) for one in levels]
-
-    @abstractmethod
-    def way_of_sampling(self) -> dict[str, Any]:
-        """How samples are drawn: solver, evaluations, guidance, clip."""
 
     def samples(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         run, numbers = self.run, dict(self.way_of_sampling())
@@ -188,28 +297,6 @@ class Measurements(ABC):
             rows.append({"name": name, "seeds": seeds, "images": self.pictures_of(self.drawn[seeds])})
         return numbers | {"shown": columns * len(rows)}, rows
 
-    def loss(self) -> tuple[dict[str, Any] | None, str | None]:
-        log = self.run.folder / "metrics.jsonl"
-        steps, losses = [], []
-        for line in log.read_text("utf-8").splitlines() if log.is_file() else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the last line of a killed run
-            steps.append(record["step"])
-            losses.append(record["loss"])
-        if not losses:
-            return None, None
-        return figures.loss(np.array(steps), np.array(losses))
-
-    @abstractmethod
-    def estimate(self, split: str) -> Bound:
-        """The bound on a split, as well as the budget allows."""
-
-    @abstractmethod
-    def about(self, bound: Bound) -> dict[str, Any]:
-        """How a bound was estimated: terms, draws, and what else its table shows."""
-
     @property
     @abstractmethod
     def decoder(self) -> str:
@@ -219,32 +306,10 @@ class Measurements(ABC):
         """Where the bits are spent: numbers and plots."""
         return None, {}
 
-    def comparable(self, evaluated: Mapping[str, Any], bound: Bound) -> bool:
-        """Whether what `kuosan evaluate` found is the same bound."""
-        return evaluated.get("examples", 0) >= len(bound.total)
-
     def bits_per_dim(self) -> tuple[dict[str, Any], dict[str, str]]:
-        progress = Progress("bound")
-        splits: dict[str, Bound] = {}
-        for done, split in enumerate(("held_out", "train"), 1):
-            splits[split] = self.estimate(split)
-            progress(done, 2, split.replace("_", "-"))
-        numbers: dict[str, Any] = {}
-        for split, bound in splits.items():
-            numbers[split] = asdict(bound.bits_per_dim()) | {"examples": len(bound.total)} | self.about(bound)
-        evaluated = (self.evaluation or {}).get("bits_per_dim", {})
-        comparable = self.comparable(evaluated, splits["train"])
-        if comparable:  # the same bound as of the training images
-            numbers["held_out"] = evaluated
-        numbers["from_evaluation"] = comparable
-        numbers["estimate"] = {"examples": len(splits["held_out"].total), "draws": splits["held_out"].draws}
-        numbers["decoder"] = self.decoder
-        numbers["gap"] = numbers["held_out"]["total"] - numbers["train"]["total"]
-        errors = [numbers[split]["standard_error"] for split in ("held_out", "train")]
-        error = math.hypot(*(math.nan if one is None else one for one in errors))  # unknown of a single image
-        numbers["overfits"] = bool(numbers["gap"] > 3 * error)  # False if an error is not known
-        numbers["curve"], pictures = self.curve(splits)
-        return numbers, pictures
+        numbers, splits = self._bound()
+        curve, pictures = self.curve(splits)
+        return numbers | {"decoder": self.decoder, "curve": curve}, pictures
 
     # -- what the samples are near to ---------------------------------------------------------------------------------
 
@@ -278,42 +343,3 @@ class Measurements(ABC):
             chosen = list(chosen)
             pairs[name] = list(zip(self.pictures_of(ours[chosen]), self.pictures_of(train[index[chosen]]), strict=True))
         return numbers, pairs | {"plot": figures.distances_plot(distance.numpy(), of_real.numpy())}
-
-    # -- the rest -----------------------------------------------------------------------------------------------------
-
-    def quality(self) -> dict[str, Any] | None:
-        if self.yardstick.judge is None:
-            return None
-        evaluated = (self.evaluation or {}).get("quality")
-        if evaluated and evaluated.get("guidance") == self.run.recipe.sampling.guidance:
-            return dict(evaluated) | {"from_evaluation": True}
-        found = asdict(self.yardstick.judge.quality(self.drawn, self.run.labels_for(len(self.drawn))))
-        return found | {"held_out": asdict(self.yardstick.judge.reference), "from_evaluation": False}
-
-    def provenance(self) -> dict[str, Any]:
-        run, info = self.run, self.run.info
-        trained = (
-            info["command"] or f"kuosan train {run.folder / 'recipe.toml'} --out AGAIN"
-        )  # none: trained from Python
-        versions = dict(info["versions"])
-        for name in ("numpy", "matplotlib", "scikit-learn"):
-            try:
-                versions[name] = version(name)
-            except PackageNotFoundError:
-                continue
-        return {
-            "commands": [
-                trained,
-                f"kuosan sample {run.folder}",
-                f"kuosan evaluate {run.folder}",
-                f"kuosan report {run.folder}",
-            ],
-            "seed": info["seed"],
-            "processes": info.get("processes", 1),
-            "machine": info["machine"],
-            "report_machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "versions": versions,
-            "budget": self.budget,
-            "seconds_per_evaluation": self.cost,
-            "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        }
