@@ -189,7 +189,7 @@ def test_the_number_of_an_evaluation_is_that_of_the_chain(either, capsys):
     chain, _ = run.chain()
     x, condition = run.examples("held_out", EXAMPLES)
     assert condition is None
-    direct = chain.elbo(x, **run.elbo_settings())
+    direct = chain.elbo(x, **run.elbo_settings(chain))
     weighted = chain.importance_weighted(x, samples=4)
     result = said(capsys, either, "--bound", "--importance", 4)
     for one, name in ((direct.total, "bound"), (weighted.log_prob, "importance")):
@@ -290,7 +290,7 @@ def test_every_split_has_its_own_file(either, capsys):
     assert json.loads((either / "evaluation-train.json").read_text()) == train_part
     run = ks.load(either)
     x, _ = run.examples("train", EXAMPLES)
-    total = run.chain()[0].elbo(x, **run.elbo_settings()).total
+    total = (chain := run.chain()[0]).elbo(x, **run.elbo_settings(chain)).total
     np.testing.assert_allclose([float(line["bound_nats"]) for line in lines_of(train_part)], total, rtol=1e-6)
 
 
@@ -321,7 +321,7 @@ def test_a_folder_of_pictures_is_scored_one_by_one(either, capsys, tmp_path):
     names = [*(str(folder / f"grey, {shade}.png") for shade in (0, 128, 255)), str(folder / "noise.png")]
     x = dict(zip(names, [*greys, (noise / 255 * 16).round() / 8 - 1], strict=True))
     ordered = torch.cat([x[line["example"]] for line in lines]).float()
-    total = run.chain()[0].elbo(ordered, **run.elbo_settings()).total
+    total = (chain := run.chain()[0]).elbo(ordered, **run.elbo_settings(chain)).total
     np.testing.assert_allclose([by_name[line["example"]] for line in lines], total, rtol=1e-6)
 
 

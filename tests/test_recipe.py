@@ -45,7 +45,8 @@ def test_every_recipe_that_ships_builds_its_model(name):
     shape = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "glosses": (20,), "tang-poems": (64,)}.get(
         recipe.data.name or ""
     )
-    shape = shape or (recipe.data.channels, recipe.data.size, recipe.data.size)
+    own = (recipe.data.channels, recipe.data.size, recipe.data.size)
+    shape = shape or ((recipe.data.length,) if recipe.data.texts else own)
     model = make_model(recipe, shape, levels=17, classes=10)
     make_objective(recipe)
     told = torch.tensor([1, -1]) if recipe.data.conditional else None

@@ -103,6 +103,8 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         *("prompt", "infill", "length", "temperature", "nucleus"),
     ):
         settings[name] = getattr(options, name, None)
+    if getattr(options, "blocks", None) is not None:
+        settings["blocks"] = options.blocks
     settings["solver"], settings["corrector"] = (
         kind(getattr(options, "solver", None)),
         kind(getattr(options, "corrector", None)),
@@ -396,6 +398,13 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--prompt", metavar="TEXT", help="of texts: how each begins")
     draw.add_argument("--infill", metavar="TEXT", help='of texts: a text with "_" for each token that is to be drawn')
     draw.add_argument("--length", type=int, help="of texts: how many tokens each has (default: drawn)")
+    draw.add_argument(
+        "--blocks",
+        type=int,
+        metavar="B",
+        help="of texts: write in blocks of so many tokens, each given what comes before: for a --length beyond the "
+        "model's own",
+    )
     draw.add_argument("--temperature", type=float, help="of texts: under 1, likelier tokens more often")
     draw.add_argument("--nucleus", type=float, help="of texts: only the likeliest tokens, of this total probability")
     draw.add_argument("--corrections", type=int, help="of what is drawn, by what is held; default 0")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kuosan.build import make_rule
 from kuosan.chain import Chain
@@ -29,6 +30,7 @@ from kuosan.discrete.autoregressive import (
     AutoregressiveGuidance,
     sample_left_to_right,
 )
+from kuosan.discrete.blocks import blocks_of, sample_blocks
 from kuosan.discrete.rules import Ancestral
 from kuosan.recipe import RecipeError, Sampling, explain
 from kuosan.runs.run import FAMILIES, Run, RunError, device
@@ -46,6 +48,7 @@ class TokenSampler:
         known: (L,) int64, the tokens that are given, -1 where one is drawn.
         length: how many tokens each text has; None: it is drawn.
         how: the same in words and numbers.
+        blocks: of how many tokens the texts are written, if they are longer than the model's own.
     """
 
     model: Any
@@ -54,6 +57,7 @@ class TokenSampler:
     known: Tensor | None
     length: int | None
     how: dict[str, Any]
+    blocks: int | None = None
 
     @property
     def transform(self) -> Sharpened | None:
@@ -66,6 +70,8 @@ class TokenRun(Run):
     """A trained (or half-trained) model of texts as tokens."""
 
     medium: TextMedium
+    #: Whether it writes texts longer than those that it was trained on, block after block.
+    in_blocks = False
 
     @property
     def kind(self) -> str:
@@ -80,6 +86,7 @@ class TokenRun(Run):
         prompt: str | None = None,
         infill: str | None = None,
         length: int | None = None,
+        blocks: int | None = None,
         **settings: Any,
     ) -> TokenSampler:
         """The model with all else that sampling takes; what is not given is the recipe's.
@@ -88,17 +95,25 @@ class TokenRun(Run):
             prompt: how each text begins.
             infill: a text with "_" for each token that is to be drawn; it has just as many tokens, or ``length``.
             length: how many tokens each text has; default: drawn from the model's law of lengths.
+            blocks: of how many tokens a text of a ``length`` beyond the model's own is written, each block given what
+                stands before it: :func:`kuosan.discrete.blocks.sample_blocks`.
             settings: keys of the recipe's section ``sampling`` that are of tokens: solver, steps, guidance,
                 temperature, nucleus.
 
         Raises:
             ValueError: an unknown setting or an impossible value; words that are not in the vocabulary; a prompt, a
-                text to fill in or a length that the model has no room for.
+                text to fill in or a length that the model has no room for; blocks of a length that needs none.
         """
-        return self._sampler(self.model, prompt, infill, length, settings)
+        return self._sampler(self.model, settings, prompt, infill, length, blocks)
 
     def _sampler(
-        self, model: Any, prompt: str | None, infill: str | None, length: int | None, settings: dict[str, Any]
+        self,
+        model: Any,
+        settings: dict[str, Any],
+        prompt: str | None = None,
+        infill: str | None = None,
+        length: int | None = None,
+        blocks: int | None = None,
     ) -> TokenSampler:
         given = {key: value for key, value in settings.items() if value is not None}
         own = {"solver", "steps", "guidance", "temperature", "nucleus"}
@@ -110,16 +125,46 @@ class TokenRun(Run):
             raise RecipeError(explain(error, "sampling")) from None
         if section.guidance and not self.conditional:
             raise RunError(f"{self.folder} was trained without classes: there is nothing to guide towards")
-        known, length = self.medium.given(prompt, infill, length)
+        known, length = self._given(prompt, infill, length, blocks)
         how: dict[str, Any] = {"guidance": section.guidance}
         how |= {key: value for key, value in given.items() if key in ("temperature", "nucleus")}
-        how |= {key: v for key, v in (("prompt", prompt), ("infill", infill), ("length", length)) if v is not None}
-        guided, rule, own_way = self._way(model, section)
-        return TokenSampler(guided, section, rule, known, length, own_way | how)
+        asked = {"prompt": prompt, "infill": infill, "length": length, "blocks": blocks}
+        how |= {key: value for key, value in asked.items() if value is not None}
+        passes = [self.shape[0]] if length is None or blocks is None else blocks_of(length, self.shape[0], blocks)
+        guided, rule, own_way = self._way(model, section, passes)
+        return TokenSampler(guided, section, rule, known, length, own_way | how, blocks)
+
+    def _given(
+        self, prompt: str | None, infill: str | None, length: int | None, blocks: int | None
+    ) -> tuple[Tensor | None, int | None]:
+        """As :meth:`TextMedium.given`; in blocks a text may be longer: what is given stands in its first window."""
+        longest = self.shape[0]
+        if blocks is None:
+            if self.in_blocks and length is not None and length > longest:
+                raise RunError(
+                    f"length must lie in 1 to {longest}, the longest text of this model, unless it is written in "
+                    f"blocks (--blocks {max(1, longest // 2)}); got {length}"
+                )
+            return self.medium.given(prompt, infill, length)
+        if not self.in_blocks:
+            raise RunError(f"{self.folder} is {self.kind}: it writes token by token, and has no blocks to choose")
+        if length is None or length <= longest:
+            asked = "none was given" if length is None else f"got {length}"
+            raise RunError(
+                f"blocks are for a length beyond the {longest} tokens that this model writes at once; {asked}"
+            )
+        known, _ = self.medium.given(prompt, infill, None)
+        return None if known is None else pad(known, (0, length - longest), value=-1), length
 
     @abstractmethod
-    def _way(self, model: Any, section: Sampling) -> tuple[Any, TokenRule | None, dict[str, Any]]:
-        """The guided model, its rule, and in words how it is drawn from: solver and evaluations."""
+    def _way(
+        self, model: Any, section: Sampling, passes: Sequence[int]
+    ) -> tuple[Any, TokenRule | None, dict[str, Any]]:
+        """The guided model, its rule, and in words how it is drawn from: solver and evaluations.
+
+        Args:
+            passes: how many tokens each of them writes, one after the other.
+        """
 
     @abstractmethod
     def _draw(self, sampler: TokenSampler, seeds: Sequence[int], labels: Tensor | None, **how: Any) -> Drawn: ...
@@ -136,15 +181,15 @@ class TokenRun(Run):
         """Samples with what they cost.
 
         Args:
-            how: watch, cache (of diffusion), batch_size: of :func:`kuosan.discrete.sample_tokens`.
+            how: watch, cache (of diffusion), batch_size, progress: of :func:`kuosan.discrete.sample_tokens`.
         """
         return self._draw(sampler, seeds, self.labels_for(len(seeds)) if labels is None else labels, **how)
 
     def check(self, model: Any) -> None:
-        self._sampler(model, None, None, None, {})
+        self._sampler(model, {})
 
     def draw_while_training(self, model: Any, seeds: Sequence[int]) -> Tensor:
-        sampler = self._sampler(model, None, None, None, {})
+        sampler = self._sampler(model, {})
         return self._draw(sampler, list(seeds), self.labels_for(len(seeds))).tokens
 
 
@@ -152,39 +197,42 @@ class DiscreteRun(TokenRun):
     """Categorical diffusion: under masks, or uniform noise."""
 
     families = ("tokens",)
+    in_blocks = True
 
     @property
     def denoiser(self) -> CategoricalDenoiser:
         """The model with its averaged weights, ready to use."""
         return self.model.model.denoiser
 
-    def _way(self, model: CategoricalChain, section: Sampling) -> tuple[Any, TokenRule, dict[str, Any]]:
+    def _way(
+        self, model: CategoricalChain, section: Sampling, passes: Sequence[int]
+    ) -> tuple[Any, TokenRule, dict[str, Any]]:
         denoiser, rule = model.model.denoiser, make_rule(section.solver)
         if rule.needs_mask and denoiser.process.mask is None:
             raise RunError(
                 f"sampling.solver: {section.solver['kind']} needs masks, and the noise of this model has none"
             )
         cached = denoiser.process.mask is not None and isinstance(rule, Ancestral)
-        evaluations = expected_evaluations(self.shape[0], section.steps) if cached else section.steps
+        evaluations = sum(expected_evaluations(n, section.steps) if cached else section.steps for n in passes)
         how = {"solver": str(rule), "steps": section.steps, "evaluations": round(evaluations, 1)}
         guided = TokenGuidance(denoiser, section.guidance) if section.guidance else denoiser
         return guided, rule, how
 
     def _draw(self, sampler: TokenSampler, seeds: Sequence[int], labels: Tensor | None, **how: Any) -> Drawn:
-        length = sampler.length
-        return sample_tokens(
-            sampler.model,
-            self.shape[0],
-            seeds=seeds,
-            steps=sampler.section.steps,
-            rule=sampler.rule,
-            condition=labels,
-            transform=sampler.transform,
-            known=sampler.known,
-            lengths=None if length is None else torch.full((len(seeds),), length),
-            device=device(),
-            **how,
-        )
+        length, window = sampler.length, self.shape[0]
+        how |= {
+            "seeds": seeds,
+            "steps": sampler.section.steps,
+            "rule": sampler.rule,
+            "condition": labels,
+            "transform": sampler.transform,
+            "known": sampler.known,
+            "device": device(),
+        }
+        if length is not None and sampler.blocks is not None:
+            return sample_blocks(sampler.model, length, window=window, block=sampler.blocks, **how)
+        lengths = None if length is None else torch.full((len(seeds),), length)
+        return sample_tokens(sampler.model, window, lengths=lengths, **how)
 
     def chain(self, *, steps: int | None = None, **settings: Any) -> tuple[Chain, dict[str, Any]]:
         """The model as a ladder: in continuous time, or on an even grid.
@@ -210,7 +258,9 @@ class AutoregressiveRun(TokenRun):
 
     families = ("autoregressive",)
 
-    def _way(self, model: AutoregressiveChain, section: Sampling) -> tuple[Any, None, dict[str, Any]]:
+    def _way(
+        self, model: AutoregressiveChain, section: Sampling, passes: Sequence[int]
+    ) -> tuple[Any, None, dict[str, Any]]:
         if section.solver.get("kind") != "auto":
             raise RunError(f"sampling.solver: {self.kind} writes from left to right: drop it")
         own: Autoregressive = model.model.autoregressive
