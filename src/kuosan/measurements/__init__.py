@@ -3,11 +3,13 @@
 from kuosan.measurements.autoencoder import AutoencoderMeasurements
 from kuosan.measurements.base import Measurements, RunMeasurements
 from kuosan.measurements.diffusion import DiffusionMeasurements
+from kuosan.measurements.embedding import EmbeddingMeasurements
 from kuosan.measurements.text import AutoregressiveMeasurements, DiscreteMeasurements, TextMeasurements
-from kuosan.runs import AutoencoderRun, AutoregressiveRun, DiffusionRun, DiscreteRun, Run
+from kuosan.runs import AutoencoderRun, AutoregressiveRun, DiffusionRun, DiscreteRun, EmbeddingRun, Run
 
 #: Of each kind of run.
 KINDS: dict[type[Run], type[RunMeasurements]] = {
+    EmbeddingRun: EmbeddingMeasurements,
     DiffusionRun: DiffusionMeasurements,
     AutoencoderRun: AutoencoderMeasurements,
     DiscreteRun: DiscreteMeasurements,
@@ -29,6 +31,7 @@ __all__ = [
     "AutoregressiveMeasurements",
     "DiffusionMeasurements",
     "DiscreteMeasurements",
+    "EmbeddingMeasurements",
     "Measurements",
     "RunMeasurements",
     "TextMeasurements",

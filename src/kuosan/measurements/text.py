@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
@@ -23,7 +23,7 @@ from kuosan.progress import Progress
 from kuosan.runs import AutoregressiveRun, DiscreteRun, TokenRun
 from kuosan.runs.tokens import TokenSampler
 from kuosan.text.judge import distinct
-from kuosan.text.medium import ORDER, lengths_of
+from kuosan.text.medium import ORDER, TextMedium, lengths_of
 from kuosan.text.tokenizer import UNKNOWN
 
 GUIDANCE = (0.0, 0.5, 1.0, 2.0)
@@ -90,6 +90,7 @@ class TextMeasurements(RunMeasurements):
     sections: tuple[str, ...] = ("facts", "samples", "loss", "nats_per_text", "control", "lengths", "neighbours")
     shares: ClassVar[Mapping[str, float]] = {"samples": 0.25, "bound": 0.25, "control": 0.5}
     exact: ClassVar[bool]
+    nuclei: ClassVar[tuple[float, ...]] = NUCLEI
 
     def __init__(self, run: TokenRun, budget: float):
         super().__init__(run, budget)
@@ -127,6 +128,7 @@ class TextMeasurements(RunMeasurements):
             "tokens": self.run.medium.tokenizer.kind,
             "judge_accuracy": accuracy,
             "diffusion": not self.exact,
+            "points": self.run.recipe.embedding is not None,
             "order": ORDER,
         }, None
 
@@ -229,8 +231,9 @@ class TextMeasurements(RunMeasurements):
         if not run.conditional or run.judge is None:
             return None, None
         weights = GUIDANCE if run.recipe.training.label_drop > 0 else GUIDANCE[:1]
-        ways = [(weight, nucleus) for nucleus in NUCLEI for weight in weights]
-        samplers = [run.sampler(guidance=weight, nucleus=nucleus) for weight, nucleus in ways]
+        ways = [(weight, nucleus) for nucleus in self.nuclei for weight in weights]
+        cut: list[dict[str, Any]] = [{} if nucleus == 1 else {"nucleus": nucleus} for _, nucleus in ways]
+        samplers = [run.sampler(guidance=weight, **how) for (weight, _), how in zip(ways, cut, strict=True)]
         n = self.count("control", sum(map(self.price, samplers)), least=32)
         progress, points = Progress("control"), []
         for done, ((weight, nucleus), sampler) in enumerate(zip(ways, samplers, strict=True), 1):
@@ -317,19 +320,7 @@ class DiscreteMeasurements(TextMeasurements):
         labels = run.labels_for(1)
         drawn = run.draw(run.sampler(), [0], labels, watch=lambda _, x: seen.append(x[0].cpu()))
         n = int(lengths_of(drawn.tokens)[0])
-        steps = [i for i in range(len(seen)) if i == 0 or bool((seen[i] != seen[i - 1]).any())]
-        steps = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, MOST_ROWS).round().astype(int))]
-        rows: list[dict[str, Any]] = []
-        before = torch.full_like(seen[0], run.levels) if self.masked else seen[0]
-        for i in steps:
-            rows.append(
-                {
-                    "step": i + 1,
-                    "tokens": [medium.words(token) for token in seen[i][:n, None]],
-                    "new": (seen[i] != before)[:n].tolist(),
-                }
-            )
-            before = seen[i]
+        rows, widths = rows_of_way(medium, seen, n, torch.full_like(seen[0], run.levels) if self.masked else seen[0])
         numbers = {
             "seed": 0,
             "class": None if labels is None or not run.classes else run.classes[int(labels[0])],
@@ -342,8 +333,7 @@ class DiscreteMeasurements(TextMeasurements):
             "most_tokens": MOST_TOKENS,
             "rows": rows,
         }
-        columns = list(zip(*(row["tokens"] for row in rows), strict=True))[:MOST_TOKENS]
-        return numbers, [max(map(_width, column)) for column in columns]
+        return numbers, widths
 
     def rounds(self) -> tuple[dict[str, Any], list[str]]:
         """Samples in fewer and more rounds, by each rule."""
@@ -390,6 +380,26 @@ class AutoregressiveMeasurements(TextMeasurements):
         known = torch.full((self.run.shape[0],), UNKNOWN)
         known[-1] = -1
         self._draw(replace(self.run.sampler(guidance=0.0, nucleus=1.0), known=known), samples)
+
+
+def rows_of_way(
+    medium: TextMedium, seen: Sequence[Tensor], n: int, before: Tensor
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """The rows that show how a text of n tokens came about, and how wide each of its places is, in letters.
+
+    Args:
+        seen: the tokens (L,) after each step.
+        before: and before them.
+    """
+    steps = [i for i in range(len(seen)) if i == 0 or bool((seen[i] != seen[i - 1]).any())]
+    steps = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, MOST_ROWS).round().astype(int))]
+    rows: list[dict[str, Any]] = []
+    for i in steps:
+        words = [medium.words(token) for token in seen[i][:n, None]]
+        rows.append({"step": i + 1, "tokens": words, "new": (seen[i] != before)[:n].tolist()})
+        before = seen[i]
+    columns = list(zip(*(row["tokens"] for row in rows), strict=True))[:MOST_TOKENS]
+    return rows, [max(map(_width, column)) for column in columns]
 
 
 def _width(word: str) -> int:

@@ -121,6 +121,11 @@ class Run(ABC):
     # -- what it holds ------------------------------------------------------------------------------------------------
 
     @property
+    def kind(self) -> str:
+        """Of model, in words."""
+        return FAMILIES[self.recipe.family]
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.info["shape"])
 
