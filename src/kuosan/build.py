@@ -181,7 +181,8 @@ def describe_kinds() -> str:
     """Every kind of every open section with its own settings and defaults, for --help."""
     lines = []
     for where, kinds in {**SECTIONS, **{f"objective.{name}": kinds for name, kinds in NESTED.items()}}.items():
-        lines.append(f"{where}.kind, and the settings of each:")
+        name, comma, of = where.partition(",")
+        lines.append(f"{name}.kind{comma}{of}, and the settings of each:")
         for kind, maker in kinds.items():
             known = [
                 f"{name}={{kind=...}}"

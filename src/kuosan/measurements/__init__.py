@@ -1,14 +1,15 @@
 """What a report measures of a run: each section's numbers and pictures, within a budget of time."""
 
 from kuosan.measurements.autoencoder import AutoencoderMeasurements
-from kuosan.measurements.base import Measurements, RunMeasurements
+from kuosan.measurements.base import Measurements
 from kuosan.measurements.diffusion import DiffusionMeasurements
 from kuosan.measurements.embedding import EmbeddingMeasurements
+from kuosan.measurements.images import ImageMeasurements
 from kuosan.measurements.text import AutoregressiveMeasurements, DiscreteMeasurements, TextMeasurements
 from kuosan.runs import AutoencoderRun, AutoregressiveRun, DiffusionRun, DiscreteRun, EmbeddingRun, Run
 
 #: Of each kind of run.
-KINDS: dict[type[Run], type[RunMeasurements]] = {
+KINDS: dict[type[Run], type[Measurements]] = {
     EmbeddingRun: EmbeddingMeasurements,
     DiffusionRun: DiffusionMeasurements,
     AutoencoderRun: AutoencoderMeasurements,
@@ -17,7 +18,7 @@ KINDS: dict[type[Run], type[RunMeasurements]] = {
 }
 
 
-def measurements_of(run: Run, budget: float) -> RunMeasurements:
+def measurements_of(run: Run, budget: float) -> Measurements:
     """The measurements of a run, of its kind.
 
     Args:
@@ -32,8 +33,8 @@ __all__ = [
     "DiffusionMeasurements",
     "DiscreteMeasurements",
     "EmbeddingMeasurements",
+    "ImageMeasurements",
     "Measurements",
-    "RunMeasurements",
     "TextMeasurements",
     "measurements_of",
 ]

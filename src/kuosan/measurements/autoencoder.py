@@ -13,7 +13,7 @@ from kuosan.chain import Chain
 from kuosan.figures import bars
 from kuosan.image.data import to_levels
 from kuosan.kernels import Path
-from kuosan.measurements.base import Measurements
+from kuosan.measurements.images import ImageMeasurements
 from kuosan.runs import AutoencoderRun, device
 from kuosan.seeds import stream
 
@@ -27,7 +27,7 @@ SHOWN = 10
 PATHS = 8
 
 
-class AutoencoderMeasurements(Measurements):
+class AutoencoderMeasurements(ImageMeasurements):
     """The measurements of an autoencoder's report."""
 
     run: AutoencoderRun

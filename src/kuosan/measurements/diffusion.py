@@ -13,7 +13,7 @@ from torch import Tensor
 from kuosan import figures
 from kuosan.bound import Bound
 from kuosan.image.data import to_levels, to_pixels
-from kuosan.measurements.base import Measurements, most_compared
+from kuosan.measurements.images import ImageMeasurements, most_compared
 from kuosan.prediction import Prediction
 from kuosan.process import expand
 from kuosan.progress import Progress
@@ -26,7 +26,7 @@ EVALUATIONS = (1, 2, 3, 5, 10, 20, 50, 100)
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1)
 
 
-class DiffusionMeasurements(Measurements):
+class DiffusionMeasurements(ImageMeasurements):
     """The measurements of a diffusion model's report."""
 
     run: DiffusionRun
