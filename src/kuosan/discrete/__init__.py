@@ -6,6 +6,7 @@ from kuosan.discrete.autoregressive import (
     AutoregressiveGuidance,
     sample_left_to_right,
 )
+from kuosan.discrete.blocks import sample_blocks
 from kuosan.discrete.chain import CategoricalChain
 from kuosan.discrete.denoiser import CategoricalDenoiser
 from kuosan.discrete.embedding import Clamp, EmbeddingChain, EmbeddingDenoiser, WordEmbedding, sample_words
@@ -38,6 +39,7 @@ __all__ = [
     "WordEmbedding",
     "expected_evaluations",
     "minimum_risk",
+    "sample_blocks",
     "sample_left_to_right",
     "sample_tokens",
     "sample_words",

@@ -104,7 +104,8 @@ def _own(seeds: Sequence[int], block: int) -> list[int]:
     """The seeds of a block: the texts' own of the first, and of each other as independent as another text's."""
     if block == 0:
         return list(seeds)
-    return [int(torch.randint(2**63 - 1, (), generator=stream("block", seed, block))) for seed in seeds]
+    # what a generator begins with has 63 bits, and its draws on the CPU only 32: of many texts two would be alike
+    return [stream("block", seed, block).initial_seed() for seed in seeds]
 
 
 def _over(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:

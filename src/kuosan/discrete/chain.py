@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,11 +33,37 @@ class TokenReverse(Generative):
     def prior(self, condition: Any = None) -> Categorical | Padded:
         return self.denoiser.prior(condition)
 
-    def down(self, i: Rung, above: Sequence[Tensor], condition: Any = None) -> Categorical:
+    def down(self, i: Rung, above: Sequence[Tensor], condition: Any = None) -> Categorical | Unmasked:
+        if isinstance(i, int) and i == 0 and self.denoiser.process.mask is not None:
+            return Unmasked(self.denoiser, above[0], self.times[1], condition)
         law = self.denoiser(above[0], self.times[i + 1], condition)
         if isinstance(i, int) and i == 0:
             return law
         return self.denoiser.process.posterior(above[0], self.times[i + 1], law, self.times[i])
+
+
+@dataclass(frozen=True)
+class Unmasked:
+    """The decoder p(x_0 | x_t) under masks, which writes out V probabilities of tokens only where it is asked to."""
+
+    denoiser: CategoricalDenoiser
+    x_t: Tensor
+    t: Tensor
+    condition: Any
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.x_t.shape
+
+    @property
+    def mean(self) -> Tensor:
+        return self.denoiser(self.x_t, self.t, self.condition).mean
+
+    def sample(self, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        return self.denoiser(self.x_t, self.t, self.condition).sample(noise, generator)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return -self.denoiser.surprise(self.x_t, self.t, x, self.condition)
 
 
 class CategoricalChain(ProcessChain):

@@ -78,10 +78,11 @@ class CategoricalDenoiser(nn.Module):
         return self._law(x_t[places], t, logits)
 
     def surprise(self, x_t: Tensor, t: Time, x_0: Tensor, condition: object = None) -> Tensor:
-        """-log p(x_0 | x_t) of masked tokens, 0 of those that show themselves; (B, L), nats."""
+        """-log p(x_0 | x_t) of each token under masks, (B, L), nats: 0 of one that is shown, if it is the same."""
         masked = torch.eq(x_t, -1 if self.process.mask is None else self.process.mask)
         lost = -self.at(x_t, t, condition, masked).log_prob(x_0[masked])
-        return torch.zeros(x_t.shape, dtype=lost.dtype, device=lost.device).masked_scatter(masked, lost)
+        shown = torch.zeros(x_t.shape, dtype=lost.dtype, device=lost.device).masked_fill(x_t != x_0, torch.inf)
+        return shown.masked_scatter(masked, lost)
 
     def _time(self, x_t: Tensor, t: Time) -> Tensor:
         return float64(t if self.timed else 0.0).to(x_t.device).float().expand(len(x_t))

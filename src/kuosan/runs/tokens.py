@@ -33,7 +33,7 @@ from kuosan.discrete.autoregressive import (
 from kuosan.discrete.blocks import blocks_of, sample_blocks
 from kuosan.discrete.rules import Ancestral
 from kuosan.recipe import RecipeError, Sampling, explain
-from kuosan.runs.run import FAMILIES, Run, RunError, device
+from kuosan.runs.run import Run, RunError, device
 from kuosan.text.medium import TextMedium
 
 
@@ -72,11 +72,6 @@ class TokenRun(Run):
     medium: TextMedium
     #: Whether it writes texts longer than those that it was trained on, block after block.
     in_blocks = False
-
-    @property
-    def kind(self) -> str:
-        """Of model, in words."""
-        return FAMILIES[self.recipe.family]
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
@@ -250,7 +245,7 @@ class DiscreteRun(TokenRun):
 
     def elbo_settings(self, chain: Chain) -> dict[str, Any]:
         form = "continuous" if chain is self.model else "matching"
-        return {"estimator": form, "terms": "all", "draws": self.recipe.evaluation.draws}
+        return {"estimator": form, "terms": "all", "draws": self.recipe.evaluation.draws, "batch_size": 256}
 
 
 class AutoregressiveRun(TokenRun):
@@ -289,4 +284,4 @@ class AutoregressiveRun(TokenRun):
         return self.model, {"form": "log p itself"}
 
     def elbo_settings(self, chain: Chain) -> dict[str, Any]:
-        return {"estimator": "path", "analytic": True, "terms": "shared", "draws": 1}
+        return {"estimator": "path", "analytic": True, "terms": "shared", "draws": 1, "batch_size": 256}

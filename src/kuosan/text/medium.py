@@ -214,9 +214,10 @@ class TextMedium(Medium):
         held_out = self.data.held_out
         some = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[: len(samples)]
         real = held_out.labels[some] if held_out.labels is not None else None
-        return self._of(samples, labels) | {"held_out": self._of(held_out.tokens[some], real)}
+        return self.measured(samples, labels) | {"held_out": self.measured(held_out.tokens[some], real)}
 
-    def _of(self, tokens: Tensor, labels: Tensor | None) -> dict[str, Any]:
+    def measured(self, tokens: Tensor, labels: Tensor | None) -> dict[str, Any]:
+        """Of texts drawn, or real ones, with these classes: success, fluency, variety, lengths, copies."""
         lengths, texts = lengths_of(tokens), [self.words(row) for row in tokens]
         found: dict[str, Any] = {
             "samples": len(tokens),
