@@ -2,9 +2,9 @@
 
     python benchmarks/text_gap.py runs/glosses-masked runs/glosses-autoregressive
 
-A masked model can be read from left to right too: log p(n) + sum of log p(x_i given x_1, ..., x_{i-1}), all later
-tokens masked. What this gains on its own bound, the mean over random orders, is what the order costs; what is left between it
-and the twin is what it costs to learn every order with the same network and the same training.
+A masked model can be read from left to right too: log p(n) + sum of log p(x_i given x_1, ..., x_{i-1}), with all later
+tokens masked. What this gains on its own bound, the mean over random orders, is what the order costs; what is left
+between it and the twin is what it costs to learn every order with the same network and the same training.
 """
 
 from __future__ import annotations

@@ -335,9 +335,9 @@ def make_embedding_denoiser(recipe: Recipe, shape: tuple[int, ...], vocabulary: 
         classes=classes if recipe.data.conditional else 0,
         outputs=vocabulary if section.predicts == "words" else size,
     )
+    process = make_process(recipe)
     try:
         edm = EDM(section.sigma_data) if section.preconditioning == "edm" else None
-        points = WordEmbedding(vocabulary, size)
-        return EmbeddingDenoiser(network, make_process(recipe), points, section.predicts, edm)
+        return EmbeddingDenoiser(network, process, WordEmbedding(vocabulary, size), section.predicts, edm)
     except ValueError as error:
         raise RecipeError(f"denoiser: {error}") from None

@@ -100,7 +100,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {"guidance": options.guidance}
     for name in (
         *("steps", "rescale", "interval", "threshold", "precision", "weak", "known", "mask", "corrections"),
-        *("prompt", "infill", "length", "temperature", "nucleus"),
+        *("prompt", "infill", "length", "temperature", "nucleus", "control", "control_steps"),
     ):
         settings[name] = getattr(options, name, None)
     if getattr(options, "blocks", None) is not None:
@@ -405,6 +405,10 @@ def _parser() -> argparse.ArgumentParser:
         help="of texts: write in blocks of so many tokens, each given what comes before: for a --length beyond the "
         "model's own",
     )
+    draw.add_argument(
+        "--control", type=float, metavar="W", help="of words as points: lead by a classifier's gradient, of this weight"
+    )
+    draw.add_argument("--control-steps", type=int, metavar="K", help="gradients in each step of it (default 1)")
     draw.add_argument("--temperature", type=float, help="of texts: under 1, likelier tokens more often")
     draw.add_argument("--nucleus", type=float, help="of texts: only the likeliest tokens, of this total probability")
     draw.add_argument("--corrections", type=int, help="of what is drawn, by what is held; default 0")

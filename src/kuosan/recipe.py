@@ -250,7 +250,7 @@ class Recipe(Section):
         return self.family in ("tokens", "autoregressive")
 
     def _of_embeddings(self) -> None:
-        if self.of_tokens or self.autoencoder is not None:
+        if self.autoencoder is not None or (self.process or {}).get("kind") in TOKEN_PROCESSES:
             raise ValueError("words as points take a process such as sqrt: drop autoencoder, and processes of tokens")
         if self.denoiser.predicts not in ("x0", "words") or self.denoiser.learned_variance:
             raise ValueError('of words as points denoiser.predicts is "x0" or "words", without a learned variance')

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +29,14 @@ UNIT = EDM(1.0)  # points have a root mean square of 1
 
 
 class NoisyClassifier(nn.Module):
-    """p(c | x_t, t) of texts whose words are noised points: a small transformer, the mean of what each place says.
+    r"""p(c | x_t, t) of texts whose words are noised points: a small transformer, the mean of what each place says.
 
-    Untrained, all classes are as likely.
+    .. math:: p(c \mid x_t) \propto \exp\Big(b_c + \frac\alpha r\,F_c\big(\tfrac{x_t}r,\,\cdot\big)\Big),
+        \qquad r = \sqrt{\alpha^2+\sigma^2}
+
+    Where there is next to no signal Bayes' rule too says something of size alpha. Control moves x0-hat by
+    :math:`\sigma^2/\alpha` times the gradient, which makes much of a network's slightest error there: without the
+    factor samples end in the wrong class. Untrained, all classes are as likely.
 
     Args:
         embedding: whose points are noised; used as it is, neither trained nor kept here.
@@ -61,6 +65,7 @@ class NoisyClassifier(nn.Module):
             raise ValueError(f"a classifier tells at least 2 classes apart, got {classes}")
         self._embedding = [embedding]  # in a list: it is the denoiser's, and kept with it
         self.process, self.classes = process, classes
+        self.bias = nn.Parameter(torch.zeros(classes))
         self.network = SequenceTransformer((length, embedding.size), width, depth, heads, 0, classes, dropout)
 
     @property
@@ -69,11 +74,11 @@ class NoisyClassifier(nn.Module):
 
     def forward(self, x_t: Tensor, t: Time) -> Tensor:
         """log p(c | x_t, t), (B, C), of x_t (B, L, D) at a time for all or for each, (B,)."""
-        _, _, scale, label = self.process.at(UNIT.coefficients, t)
+        skip, _, scale, label = self.process.at(UNIT.coefficients, t)
         dtype = self.network.first.weight.dtype
         label = torch.as_tensor(label, dtype=dtype, device=x_t.device).expand(len(x_t))
-        said = self.network((expand(scale, x_t) * x_t).to(dtype), label)
-        return torch.log_softmax(said.mean(1), dim=-1).to(x_t.dtype)
+        said = self.network((expand(scale, x_t) * x_t).to(dtype), label).mean(1)
+        return torch.log_softmax(self.bias + expand(skip / scale, said) * said, dim=-1).to(x_t.dtype)
 
     def log_prob(self, x_t: Tensor, t: Time, condition: object) -> Tensor:
         """log p(c | x_t, t) of the class (B,) that is asked of each, (B,); 0 where it is -1, any class.
@@ -181,8 +186,6 @@ class GradientControl(ClassifierGuidance):
         self.steps = steps
 
     def forward(self, x_t: Tensor, t: Time, condition: object = None) -> Prediction:
-        if self.steps == 1:
-            return super().forward(x_t, t, condition)
         said = self.denoiser(x_t, t, condition if self.conditional else None)
         weight = self._weight_at(t)
         alpha, sigma = self.process.at(Process.scales, t)
@@ -203,16 +206,3 @@ class GradientControl(ClassifierGuidance):
         if self.steps > 1:
             raise ValueError("control by several gradient steps has no energy: use steps=1")
         return super().energy(x_t, t, condition)
-
-
-def controlled(
-    denoiser: Model, classifier: NoisyClassifier, weight: float, *, steps: int = 1, **settings: Any
-) -> GradientControl:
-    """A denoiser under the control of a classifier of the same points and process.
-
-    Raises:
-        ValueError: a classifier of another process.
-    """
-    if classifier.process is not denoiser.process and classifier.process != denoiser.process:
-        raise ValueError("the classifier was made for another process than the denoiser's")
-    return GradientControl(denoiser, classifier.log_prob, weight, steps=steps, **settings)

@@ -151,7 +151,7 @@ class DiffusionRun(Run):
                 found["known"] = self.medium.read_one(known)
             if isinstance(mask := given.get("mask"), str | Path):
                 found["mask"] = self.medium.read_mask(mask)
-        for name in ("prompt", "infill", "length", "temperature", "nucleus"):
+        for name in ("prompt", "infill", "length", "blocks", "temperature", "nucleus", "control", "control_steps"):
             if found.get(name) is not None:
                 raise RunError(f"{self.folder} draws no tokens: it has no {name} to choose")
         return Settings.of(self.recipe.sampling, **found)
