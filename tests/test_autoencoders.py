@@ -792,7 +792,7 @@ def test_what_is_of_diffusion_models_is_refused_by_an_autoencoder(run, capsys, c
         (["evaluate", "--variance", "beta"], "its chain has no variance to choose"),
         (["evaluate", "--bound-steps", "10"], "its chain has no steps to choose"),
         (["evaluate", "--trajectory"], "its chain has no on_trajectory to choose"),
-        (["evaluate", "--ode"], "has no probability-flow ODE: it is no diffusion model"),
+        (["evaluate", "--ode"], "has no probability-flow ODE that is of its data"),
     ],
 )
 def test_settings_of_diffusion_models_are_refused_by_an_autoencoder(run, capsys, words, expected):

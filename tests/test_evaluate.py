@@ -434,7 +434,7 @@ def test_an_ode_that_cannot_be_is_refused(diffusion, capsys, words, expected):
 
 
 def test_an_autoencoder_has_no_ode(vae, capsys):
-    assert "has no probability-flow ODE: it is no diffusion model" in refused(capsys, vae, "--ode")
+    assert "has no probability-flow ODE that is of its data" in refused(capsys, vae, "--ode")
     assert not (vae / "evaluation.json").exists()
 
 

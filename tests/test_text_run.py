@@ -323,6 +323,36 @@ def test_a_model_that_lacks_what_is_asked_for_says_so(run, uniform, autoregressi
         DiffusionRun.open(run.folder)
 
 
+def test_texts_that_changed_since_training_are_not_measured(tmp_path, capsys):
+    """One word is another: the vocabulary is as large as before, but its tokens may be other words."""
+    run = make(tmp_path, conditional="false", steps=2)
+    own = tmp_path / "own.csv"
+    own.write_text(own.read_text().replace("hen", "owl"))
+    code, _, err = say(capsys, "evaluate", run.folder)
+    assert (code, "own.csv has changed since" in err) == (2, True), err
+    assert len(run.sample(2)) == 2
+
+
+def test_paths_need_steps_and_a_table_is_not_scored_line_by_line(run, tmp_path, capsys):
+    code, _, err = say(capsys, "evaluate", run.folder, "--importance", 4)
+    assert (code, "--bound-steps" in err) == (2, True)
+    code, out, _ = say(
+        capsys, "evaluate", run.folder, "--importance", 8, "--bound", "--bound-steps", 16, "--examples", 8
+    )
+    assert (code, "importance-weighted" in out) == (0, True)
+    code, _, err = say(capsys, "evaluate", run.folder, "--unconditional", "--data", tmp_path / "own.csv")
+    assert (code, "stand in a .txt file" in err) == (2, True)
+
+
+def test_the_recipe_may_sharpen(run, folder, tmp_path):
+    path = tmp_path / "sharp.toml"
+    path.write_text(RECIPE.format(file=table(folder), process="masked", conditional="true", steps=2))
+    recipe = recipes.read(path, ["sampling.nucleus=0.9"])
+    assert train(recipe, tmp_path / "run").sampler().how["nucleus"] == 0.9
+    with pytest.raises(RecipeError, match="of tokens"):
+        recipes.read("digits", ["sampling.nucleus=0.9"])
+
+
 @pytest.mark.parametrize(
     ("content", "override", "words"),
     [
@@ -359,10 +389,11 @@ def test_a_line_of_a_hundred_thousand_characters_is_cut(tmp_path):
         (["data.label=text2"], "no column"),
         (["network.kind=mlp"], "network.kind: must be one of tokens"),
         (["objective.kind=simple"], "must be token_bound"),
-        (["process.kind=best"], "process.kind: must be one of"),
+        (["process.kind=best"], "process.kind: of texts is masked, uniform or autoregressive"),
         (["denoiser.predicts=x0"], "denoiser.predicts is not of tokens"),
         (["sampling.clip=false"], "sampling.clip is not of tokens"),
         (["data.size=8"], "data.size: is of images"),
+        (["process.kind=cosine", "network.kind=mlp", "objective.kind=simple"], "with a section .embedding."),
     ],
 )
 def test_recipes_that_do_not_fit_texts_are_refused(folder, tmp_path, overrides, words):

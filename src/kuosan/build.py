@@ -209,6 +209,10 @@ def make_model(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: int
         return make_token_chain(recipe, shape, levels, classes)
     if recipe.embedding is not None:
         return make_embedding_denoiser(recipe, shape, levels, classes)
+    if len(shape) == 1:
+        raise RecipeError(
+            "process.kind: of texts is masked, uniform or autoregressive, or any other one with a section [embedding]"
+        )
     if recipe.autoencoder is None:
         return make_denoiser(recipe, shape, levels, classes)
     given: dict[str, Any] = {"shape": shape, "levels": levels}
@@ -233,6 +237,8 @@ def make_objective(recipe: Recipe) -> Objective:
         raise RecipeError(
             f"objective.kind: of this kind of model must be {', '.join(fitting)}, got {recipe.objective['kind']!r}"
         )
+    if isinstance(found, WordCrossEntropy) and recipe.denoiser.predicts != "words":
+        raise RecipeError('objective.kind: word_cross_entropy needs denoiser.predicts = "words"')
     learned = recipe.process is not None and recipe.process.get("kind") == "learned"
     if learned and not isinstance(found, Continuous | Elbo):
         raise RecipeError(

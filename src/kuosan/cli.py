@@ -261,7 +261,7 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             form = f"{bits['form']}, {bits['terms']} terms" if "steps" in bits else bits["form"]
             lines.append(f"  ({form}, {bits['draws']} draw{'s' if bits['draws'] > 1 else ''})")
     if "nats_per_token" in one:
-        lines.append(f"{'  per token':32s}{one['nats_per_token']:>9.4f}   perplexity {one['perplexity']:.1f}")
+        lines.append(f"{'  per token':32s}{one['nats_per_token']:>9.4f}   perplexity {one['perplexity']:.4g}")
     lines += [f"{name:32s}{value:>9.4f}" for name, value in result["baselines"].items()]
     if result.get("condition"):
         lines.append(f"  ({result['condition']})")

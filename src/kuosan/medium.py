@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -190,6 +191,14 @@ class TrainingExamples:
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._medium.inputs(self._part, index), None if self._labels is None else self._labels[index]
+
+
+def fingerprint(described: Mapping[str, Any]) -> str:
+    """A hash of data, from what :meth:`Medium.describe` says of them."""
+    digest = hashlib.sha256()
+    for part in described["parts"]:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def medium_of(section: Data) -> type[Medium]:

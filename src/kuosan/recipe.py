@@ -145,7 +145,10 @@ class Sampling(Section):
         tuple[float, float], Field(strict=False, description="noise levels sigma/alpha between which guidance acts")
     ] = (0.0, math.inf)
     rescale: Annotated[float, Field(ge=0, le=1, description="towards the unguided contrast; 0: not at all")] = 0.0
-    clip: Annotated[bool, Field(description="keep every x0-hat within [-1, 1]")] = True
+    clip: Annotated[
+        bool,
+        Field(description="keep every x0-hat within [-1, 1]; of words as points, the nearest word"),
+    ] = True
     threshold: Annotated[float, Field(ge=0, lt=1, description="dynamic thresholding at this quantile; 0: none")] = 0.0
     corrector: Annotated[dict[str, Any] | None, Field(description="kind = langevin | mala, and its settings")] = None
     precision: Annotated[Literal["float32", "bfloat16"], Field(description="of the network's arithmetic")] = "float32"
@@ -201,7 +204,7 @@ class Recipe(Section):
             self._of_embeddings()
         elif self.denoiser.predicts == "words":
             raise ValueError('denoiser.predicts = "words" is of texts as points: add a section [embedding]')
-        elif (self.sampling.temperature, self.sampling.nucleus) != (1.0, 1.0):
+        if not self.of_tokens and (self.sampling.temperature, self.sampling.nucleus) != (1.0, 1.0):
             raise ValueError("sampling.temperature and nucleus are of tokens, which this model does not draw")
         if self.autoencoder is None:
             missing = [name for name in ("process", "network") if getattr(self, name) is None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from torch import nn
 import kuosan
 from kuosan.build import make_model, make_objective
 from kuosan.fetch import to_stderr
-from kuosan.medium import TrainingExamples, medium_of, read_data
+from kuosan.medium import TrainingExamples, fingerprint, medium_of, read_data
 from kuosan.recipe import Recipe, RecipeError
 from kuosan.runs import Run, RunError, device, kind_of, load, write
 from kuosan.seeds import stream
@@ -100,9 +99,6 @@ def _freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
 def _info(
     recipe: Recipe, data: Any, described: dict[str, Any], model: nn.Module, processes: Processes, command: str | None
 ) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for part in described["parts"]:
-        digest.update(part)
     return {
         "shape": described["shape"],
         "levels": described["levels"],
@@ -114,7 +110,7 @@ def _info(
             "licence": data.licence,
             "source": data.source,
             "notes": list(data.notes),
-            "sha256": digest.hexdigest(),
+            "sha256": fingerprint(described),
         },
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": recipe.seed,

@@ -158,8 +158,9 @@ class TextMeasurements(Measurements):
         """The first texts of each class, or of all; not chosen."""
         classes = self.run.classes if self.run.conditional else None
         if classes:
-            each = min(EACH_CLASS if len(classes) > 4 else 2 * EACH_CLASS, len(self.drawn) // len(classes))
-            seeds = [i + len(classes) * k for i in range(min(len(classes), MOST_CLASSES)) for k in range(each)]
+            each = max(1, min(EACH_CLASS if len(classes) > 4 else 2 * EACH_CLASS, len(self.drawn) // len(classes)))
+            shown = range(min(len(classes), MOST_CLASSES, len(self.drawn)))
+            seeds = [i + len(classes) * k for i in shown for k in range(each)]
         else:
             each, seeds = 0, list(range(OF_ANY))
         rows = [

@@ -43,6 +43,7 @@ class DiffusionRun(Run):
     """A trained (or half-trained) diffusion model."""
 
     families: ClassVar[tuple[str, ...]] = ("diffusion",)
+    has_ode = True
 
     @property
     def state_shape(self) -> tuple[int, ...]:

@@ -99,6 +99,7 @@ class EmbeddingRun(DiffusionRun):
     """A trained (or half-trained) diffusion model of texts as points (Diffusion-LM)."""
 
     families = ("embedding",)
+    has_ode = False
     medium: TextMedium
 
     @property

@@ -88,6 +88,8 @@ class Run(ABC):
 
     #: Of which kinds of model: of :attr:`Recipe.family`.
     families: ClassVar[tuple[str, ...]] = ()
+    #: Whether a probability-flow ODE gives a likelihood of its data.
+    has_ode: ClassVar[bool] = False
 
     def __init__(self, folder: Path, recipe: Recipe, info: dict[str, Any], data: Any = None):
         self.folder, self.recipe, self.info = folder, recipe, info
@@ -313,7 +315,7 @@ class Run(ABC):
         dequantisation: str = "noise",
     ) -> Likelihood:
         """A bound on log P(x) by the probability-flow ODE, from the prior at its end: of diffusion models."""
-        raise RunError(f"{self.folder} has no probability-flow ODE: it is no diffusion model")
+        raise RunError(f"{self.folder} has no probability-flow ODE that is of its data: it is {self.kind}")
 
     def likelihoods(
         self,
@@ -335,6 +337,8 @@ class Run(ABC):
         """
         if ode and "ode" not in measures:
             raise ValueError("ode= is how the ODE is solved, and it is not among the measures")
+        if "ode" in measures and not self.has_ode:
+            raise RunError(f"{self.folder} has no probability-flow ODE that is of its data: it is {self.kind}")
         chain = self.chain(**settings)[0] if set(measures) - {"ode"} else None
         more = {} if draws is None else {"draws": draws}
         found: dict[str, Bound | Likelihood] = {}

@@ -31,7 +31,7 @@ from kuosan.discrete.autoregressive import (
     sample_left_to_right,
 )
 from kuosan.discrete.blocks import blocks_of, sample_blocks
-from kuosan.discrete.rules import Ancestral
+from kuosan.discrete.rules import Ancestral, Euler
 from kuosan.recipe import RecipeError, Sampling, explain
 from kuosan.runs.run import Run, RunError, device
 from kuosan.text.medium import TextMedium
@@ -122,10 +122,11 @@ class TokenRun(Run):
             raise RunError(f"{self.folder} was trained without classes: there is nothing to guide towards")
         known, length = self._given(prompt, infill, length, blocks)
         how: dict[str, Any] = {"guidance": section.guidance}
-        how |= {key: value for key, value in given.items() if key in ("temperature", "nucleus")}
+        how |= {key: value for key in ("temperature", "nucleus") if (value := getattr(section, key)) != 1}
         asked = {"prompt": prompt, "infill": infill, "length": length, "blocks": blocks}
         how |= {key: value for key, value in asked.items() if value is not None}
-        passes = [self.shape[0]] if length is None or blocks is None else blocks_of(length, self.shape[0], blocks)
+        drawn = self.shape[0] if length is None else length
+        passes = [drawn] if length is None or blocks is None else blocks_of(length, self.shape[0], blocks)
         guided, rule, own_way = self._way(model, section, passes)
         return TokenSampler(guided, section, rule, known, length, own_way | how, blocks)
 
@@ -207,7 +208,7 @@ class DiscreteRun(TokenRun):
             raise RunError(
                 f"sampling.solver: {section.solver['kind']} needs masks, and the noise of this model has none"
             )
-        cached = denoiser.process.mask is not None and isinstance(rule, Ancestral)
+        cached = denoiser.process.mask is not None and isinstance(rule, Ancestral | Euler)
         evaluations = sum(expected_evaluations(n, section.steps) if cached else section.steps for n in passes)
         how = {"solver": str(rule), "steps": section.steps, "evaluations": round(evaluations, 1)}
         guided = TokenGuidance(denoiser, section.guidance) if section.guidance else denoiser
@@ -242,6 +243,11 @@ class DiscreteRun(TokenRun):
             return self.model, {"form": "continuous time"}
         chain = CategoricalChain(self.denoiser, steps=steps)
         return chain, {"steps": steps, "form": f"{steps} steps"}
+
+    def likelihoods(self, x: Tensor, condition: Tensor | None, measures: Sequence[str], **how: Any) -> Any:
+        if "importance" in measures and how.get("steps") is None:
+            raise RunError("paths are of a ladder of so many steps: --importance needs --bound-steps K, such as 100")
+        return super().likelihoods(x, condition, measures, **how)
 
     def elbo_settings(self, chain: Chain) -> dict[str, Any]:
         form = "continuous" if chain is self.model else "matching"

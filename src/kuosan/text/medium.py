@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kuosan.fetch import to_stderr
-from kuosan.medium import Medium, Unit
+from kuosan.medium import Medium, Unit, fingerprint
 from kuosan.recipe import Data
 from kuosan.text import data as text_data
 from kuosan.text.data import TextData, Texts
@@ -55,11 +55,23 @@ class TextMedium(Medium):
 
     @staticmethod
     def describe(data: TextData) -> dict[str, Any]:
-        parts = [repr((data.tokenizer.size, data.classes)).encode()]
+        parts = [repr((data.tokenizer.tokens, data.classes)).encode()]
         for part in (data.train, data.held_out):
             for tensor in (part.tokens, part.labels):
                 parts.append(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
         return {"shape": [data.length], "levels": data.tokenizer.size, "parts": parts}
+
+    @cached_property
+    def data(self) -> TextData:
+        """The data, read again.
+
+        Raises:
+            ValueError: they are not what the model was trained on: its tokens would be other words.
+        """
+        data = self.read(self.section)
+        if fingerprint(self.describe(data)) != self.info["data"]["sha256"]:
+            raise ValueError(f"{data.source} has changed since {self.folder} was trained on it: train another run")
+        return data
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -85,8 +97,10 @@ class TextMedium(Medium):
         """Each line of files of texts, cut to the model's length."""
         names, rows = [], []
         for file in files:
+            if Path(file).suffix.lower() != ".txt":
+                raise ValueError(f"{file}: texts to be scored stand in a .txt file, one a line")
             for number, line in enumerate(text_data.lines(Path(file)), 1):
-                ids = self.tokenizer.encode(line)[: self.shape[0]]
+                ids = self.tokenizer.encode(line.strip())[: self.shape[0]]
                 if ids:
                     names.append(f"{file}:{number}")
                     rows.append(ids + [PAD] * (self.shape[0] - len(ids)))
@@ -127,6 +141,8 @@ class TextMedium(Medium):
         if text is None:
             return None, length
         ids: list[int] = []
+        if infill is not None and self.tokenizer.kind == "bpe":
+            text = re.sub(f" ({BLANK})", r"\1", text)  # there the space before a word is part of its token
         for part in re.split(f"({BLANK})", text) if infill is not None else [text]:
             ids += [-1] if infill is not None and part == BLANK else self.known_words(part)
         room = longest if length is None else length
@@ -150,7 +166,8 @@ class TextMedium(Medium):
         """For each predicted token: those of the texts, and an end where it is shorter than the longest may be."""
         lengths = lengths_of(x)
         predicted = (lengths + (lengths < self.shape[0])).double().mean()
-        return {"nats_per_token": total / float(predicted), "perplexity": math.exp(total / float(predicted))}
+        nats = total / float(predicted)
+        return {"nats_per_token": nats, "perplexity": math.exp(nats) if nats < 700 else math.inf}
 
     def baselines(self, x: Tensor) -> dict[str, float]:
         x = torch.nn.functional.pad(x, (0, self.shape[0] - x.shape[1]), value=PAD)
@@ -219,16 +236,17 @@ class TextMedium(Medium):
     def measured(self, tokens: Tensor, labels: Tensor | None) -> dict[str, Any]:
         """Of texts drawn, or real ones, with these classes: success, fluency, variety, lengths, copies."""
         lengths, texts = lengths_of(tokens), [self.words(row) for row in tokens]
+        longest = int(lengths.max())
         found: dict[str, Any] = {
             "samples": len(tokens),
             "agreement": None,
             "agreement_error": None,
             "perplexity": self.ngrams[ORDER].perplexity(tokens, lengths),
-            "distinct_1": distinct(tokens, lengths, 1),
-            "distinct_2": distinct(tokens, lengths, 2),
-            "entropy": entropy(tokens, lengths),
+            "distinct_1": distinct(tokens, lengths, 1) if longest >= 1 else math.nan,
+            "distinct_2": distinct(tokens, lengths, 2) if longest >= 2 else math.nan,
+            "entropy": entropy(tokens, lengths) if longest >= 1 else math.nan,
             "length": float(lengths.double().mean()),
-            "unknown": float((tokens == UNKNOWN).sum() / lengths.sum()),
+            "unknown": float((tokens == UNKNOWN).sum() / lengths.sum().clamp_min(1)),
             "copied": copied(texts, self._training_texts),
         }
         if self.judge is not None:

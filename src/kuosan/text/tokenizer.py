@@ -62,6 +62,11 @@ class Tokenizer:
         """How many tokens there are, the special ones included; the ids are 0 .. size - 1."""
         return self._library.get_vocab_size()
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """What each id stands for, as the library writes it."""
+        return tuple(self._library.id_to_token(i) for i in range(self.size))
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without padding."""
         return self._library.encode(text).ids
