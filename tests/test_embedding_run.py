@@ -14,6 +14,7 @@ from kuosan.cli import main
 from kuosan.discrete.control import GradientControl
 from kuosan.discrete.embedding import Clamp
 from kuosan.recipe import RecipeError
+from kuosan.report import write_report
 from kuosan.runs import EmbeddingRun, RunError
 from kuosan.solvers import ClassifierFree, Inpainting
 from kuosan.text.ngram import NGram
@@ -380,3 +381,15 @@ def test_recipes_that_do_not_fit_points_are_refused(folder, tmp_path, overrides,
     with pytest.raises((RecipeError, ValueError), match=said):
         train(recipe(folder, steps=2, overrides=overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_report_says_whether_words_are_told_apart(run):
+    """The smallest distance by brute force; the way ends in the sample that `kuosan sample` draws first."""
+    write_report(run, budget=1.0)
+    found = json.loads((run.folder / "report.json").read_text())
+    points = run.denoiser.embedding.points
+    apart = torch.cdist(points, points) + 1e9 * torch.eye(len(points))
+    assert found["points"]["smallest"] == pytest.approx(float(apart.min()), rel=1e-4)
+    assert 0 <= found["points"]["rounded"] <= 1
+    assert found["way"]["text"] == run.medium.words(run.sample(1)[0])
+    assert "Are the words told apart?" in (run.folder / "report.html").read_text()
