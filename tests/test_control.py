@@ -284,7 +284,7 @@ def test_a_classifier_is_its_printed_formula_at_one_time_or_one_for_each(process
     together = model(x, t)
     alpha, sigma = (c.float()[:, None, None] for c in process.scales(t))
     r, label = (alpha**2 + sigma**2).sqrt(), (-process.log_snr(t) / 8).float()
-    said = model.bias + (alpha / r * model.network(x / r, label)).mean(1)
+    said = model.bias[L - 1] + (alpha / r * model.network(x / r, label)).mean(1)
     torch.testing.assert_close(together, said - said.logsumexp(1, keepdim=True), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together.exp().sum(1), torch.ones(5))
     for k in range(5):
@@ -315,17 +315,61 @@ def test_where_there_is_no_signal_control_moves_x0_less_than_words_are_apart(sch
     assert 0 < float(said.x0.detach().flatten(1).norm(dim=1).mean()) < 1
 
 
-def test_the_loss_is_the_surprise_at_the_class_padding_included():
-    model = classifier()
+def padded_classifier(length=3):
+    """Of up to three words, where token 0 is padding."""
+    torch.manual_seed(3)
+    points = WordEmbedding(V, D, padding=True).requires_grad_(False)
+    model = NoisyClassifier(points, PROCESS, length, 3, width=16, depth=1, dropout=0.0)
     for p in model.parameters():
         nn.init.normal_(p, std=0.3)
-    w, labels = torch.tensor([[1], [2], [1]]), torch.tensor([0, 1, 1])
-    t, noise = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64), torch.randn(3, L, D, generator=dice())
-    vectors = EXACT.embedding.points.float()[torch.tensor([[1, 0], [2, 0], [1, 0]])]
+    return model
+
+
+def test_of_padded_texts_the_words_are_asked_alone():
+    """The mean over the words of what the network says of each; the same however much padding follows."""
+    model = padded_classifier()
+    x, t, n = torch.randn(3, 3, D, generator=dice()), torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64), [1, 3, 2]
+    ended = torch.arange(3) >= torch.tensor(n)[:, None]
+    x[ended] = 0
     alpha, sigma = (c.float()[:, None, None] for c in PROCESS.scales(t))
-    truth = -model(alpha * vectors + sigma * noise, t)[torch.arange(3), labels]
-    torch.testing.assert_close(ClassifierLoss()(model, w, labels, t=t, noise=noise), truth)
+    r, label = (alpha**2 + sigma**2).sqrt(), (-PROCESS.log_snr(t) / 8).float()
+    said = alpha / r * model.network(x / r, label)
+    truth = torch.stack([model.bias[n[k] - 1] + said[k, : n[k]].mean(0) for k in range(3)]).log_softmax(1)
+    torch.testing.assert_close(model(x, t), truth)
+    alone = torch.cat([model(x[k : k + 1, : n[k]], t[k : k + 1]) for k in range(3)])
+    torch.testing.assert_close(alone, truth)
+    asked = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.log_prob(asked, t, torch.tensor([0, 1, 2])).sum(), asked)
+    assert not gradient[ended].any()
+    assert bool((gradient[~ended].abs().sum(-1) > 0).all())
+
+
+def test_accuracy_is_of_texts_of_any_length_without_noise_on_their_padding():
+    """At next to no noise what it finds likeliest is what it finds of the points themselves."""
+    model, seen = padded_classifier(), []
+    model.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    tokens = torch.tensor([[1, 0, 0], [2, 1, 0], [1, 2, 2]])
+    with torch.no_grad():
+        likeliest = [
+            int(model(PROCESS.alpha(1e-3).float() * model.embedding(w), 1e-3).argmax()) for w in tokens[:, None]
+        ]
+    assert model.accuracy(tokens, torch.tensor(likeliest), 1e-3) == 1
+    assert model.accuracy(tokens, (torch.tensor(likeliest) + 1) % 3, 1e-3) == 0
+    assert torch.equal((seen[-1] == 0).all(-1), tokens == 0)
+
+
+def test_the_loss_is_the_surprise_at_the_class_without_noise_on_padding():
+    model = padded_classifier()
+    w, labels = torch.tensor([[1, 0], [2, 1], [1, 0]]), torch.tensor([0, 1, 2])
+    t, noise = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64), torch.randn(3, 3, D, generator=dice())
+    vectors = model.embedding.points[w]
+    alpha, sigma = (c.float()[:, None, None] for c in PROCESS.scales(t))
+    x_t = torch.where((w > 0)[..., None], alpha * vectors + sigma * noise[:, :2], 0.0)
+    truth = -model(x_t, t)[torch.arange(3), labels]
+    for whole in (w, torch.tensor([[1, 0, 0], [2, 1, 0], [1, 0, 0]])):
+        torch.testing.assert_close(ClassifierLoss()(model, whole, labels, t=t, noise=noise), truth)
     assert ClassifierLoss().noise_shape(model, (L,)) == (L, D)
+    model = classifier()
     drawn_alone = ClassifierLoss()(model, TEXTS, torch.zeros(9, dtype=torch.long), generator=dice())
     assert drawn_alone.shape == (9,)
 

@@ -123,7 +123,12 @@ def test_a_run_of_points_is_one_of_texts(run, by_x0):
         (sheet,) = (one.folder / "samples").glob("step-*.txt")
         assert len(sheet.read_text().splitlines()) >= 16
         assert one.denoiser.embedding.smallest_distance() > 0.5
-    assert (run.shape, run.state_shape) == ((LENGTH,), (LENGTH, 8))
+    own = run.data.train.lengths
+    assert (run.shape, run.state_shape) == ((LENGTH,), (int(own.mode().values), 8))
+    states, labels = run.states(run.data.train)
+    truth = run.data.train.tokens[own == own.mode().values][:, : run.state_shape[0]]
+    torch.testing.assert_close(states, run.denoiser.embedding.points.detach()[truth])
+    assert torch.equal(labels, run.data.train.labels[own == own.mode().values])
 
 
 # -- samples -----------------------------------------------------------------------------------------------------------
@@ -147,6 +152,52 @@ def test_an_asked_length_is_met_exactly(run, by_x0, n):
             tokens = one.sample(10, length=n, solver={"kind": solver}, steps=6)
             assert ((tokens != PAD).sum(1) == n).all()
             assert (tokens[:, :n] != PAD).all()
+
+
+def test_lengths_are_those_of_the_seeds_and_nothing_stands_after_the_end(run, by_x0):
+    """Drawn from the learned histogram, 4,000 of each class, 5 standard deviations; that is the training texts' own."""
+    for one, classes in ((run, 2), (by_x0, 0)):
+        labels = one.labels_for(60)
+        for settings in ({}, {"solver": {"kind": "ancestral"}, "steps": 6}, {"clip": True}):
+            tokens, sampler = one.sample(60, **settings), one.sampler(**settings)
+            n = (tokens != PAD).sum(1)
+            assert torch.equal(n, sampler.lengths(range(60), labels))
+            assert torch.equal(tokens != PAD, torch.arange(LENGTH) < n[:, None])
+        assert len(n.unique()) > 1
+        own = one.data.train.lengths
+        for c in range(classes) or [None]:
+            told = None if c is None else torch.full((4000,), c)
+            found = sampler.lengths(range(4000), told).bincount(minlength=LENGTH + 1)[1:] / 4000
+            law = one.denoiser.lengths.law(1, None if c is None else told[:1])[0].exp()
+            assert float((found - law).abs().max()) < 5 * math.sqrt(0.25 / 4000)
+            there = own if c is None else own[one.data.train.labels == c]
+            assert float((law - there.bincount(minlength=LENGTH + 1)[1:] / len(there)).abs().max()) < 0.1
+
+
+def test_a_text_is_of_its_seed_and_class_whatever_is_drawn_beside_it(run, by_x0):
+    for one, how in ((run, {}), (run, {"guidance": 1.0}), (by_x0, {"prompt": "the"})):
+        labels = one.labels_for(40)
+        for solver in ("auto", "ancestral"):
+            settings = how | {"solver": {"kind": solver}, "steps": 5}
+            whole = one.sample(40, labels=labels, **settings)
+            for size in (1, 7):
+                assert torch.equal(one.sample(40, labels=labels, batch_size=size, **settings), whole)
+            some = [31, 2, 17]
+            picked = one.sample(seeds=some, labels=None if labels is None else labels[some], **settings)
+            assert torch.equal(picked, whole[some])
+
+
+def test_what_is_given_has_room(run, by_x0):
+    """Of the lengths with room for a prompt, the model's law: 4,000 draws, 5 standard deviations."""
+    for one in (run, by_x0):
+        for prompt, least in (("the", 1), ("the cat eats", 3), ("a rose grows and moss the", 6)):
+            for text in words(one, one.sample(20, prompt=prompt, steps=5)):
+                assert text[:least] == prompt.split()
+                assert LENGTH >= len(text) >= least
+        law = one.denoiser.lengths.law(1)[0].exp() * (torch.arange(LENGTH) >= 3)
+        drawn = one.sampler(prompt="the cat eats the").lengths(range(4000), torch.full((4000,), -1))
+        found = drawn.bincount(minlength=LENGTH + 1)[1:] / 4000
+        assert float((found - law / law.sum()).abs().max()) < 5 * math.sqrt(0.25 / 4000)
 
 
 def test_a_prompt_and_given_words_stay_where_they_are(run, by_x0):
@@ -202,7 +253,9 @@ def test_a_classifier_is_trained_once_and_kept(run, capsys):
     assert "training the classifier" not in capsys.readouterr().err
     held_out = run.data.held_out
     assert first.accuracy(held_out.tokens, held_out.labels, 0.05) > 0.95
-    assert first.accuracy(held_out.tokens, held_out.labels, 0.999) < 0.9
+    classes = [held_out.labels[held_out.lengths == n].bincount().max() for n in held_out.lengths.unique()]
+    by_length = float(sum(classes)) / len(held_out)  # what the length alone says, which noise does not hide
+    assert first.accuracy(held_out.tokens, held_out.labels, 1.0) <= by_length + 1e-9
     kept = run.folder / "classifier" / "classifier.json"
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"weights": "others", "steps": 5}))
     again = ks.load(run.folder).noisy_classifier(5, 8)
@@ -214,9 +267,9 @@ def test_a_classifier_is_trained_once_and_kept(run, capsys):
 
 @pytest.mark.parametrize("solver", ["auto", "ancestral"])
 def test_control_brings_the_class_to_a_model_that_is_told_none(by_x0, solver):
-    """Without control half of the texts are of the class that is asked for."""
-    by_x0.noisy_classifier(200, 64)
-    labels, how = (torch.arange(60) % 2).tolist(), {"solver": {"kind": solver}, "steps": 20}
+    """Without control half of the texts are of the class that is asked for; all of a length that both classes have."""
+    by_x0.noisy_classifier(400, 64)
+    labels, how = (torch.arange(60) % 2).tolist(), {"solver": {"kind": solver}, "steps": 20, "length": 5}
     free, one, strong, several = (
         right(by_x0, by_x0.sample(60, control=w, control_steps=k, **how), labels)
         for w, k in ((0, 1), (1, 1), (4, 1), (4, 3))
@@ -229,9 +282,10 @@ def test_control_brings_the_class_to_a_model_that_is_told_none(by_x0, solver):
 def test_control_is_of_the_model_without_classes_and_goes_with_what_is_given(run):
     run.noisy_classifier(60, 64)
     sampler = run.sampler(control=2.0, control_steps=2, prompt="the", corrections=0, interval=(0.1, 5.0))
-    assert isinstance(sampler.model, Inpainting)
-    assert isinstance(sampler.model.model, GradientControl)
-    inner = sampler.model.model
+    assert isinstance(sampler.of_length(3), Inpainting)
+    assert isinstance(sampler.model, GradientControl)
+    inner = sampler.model
+    assert sampler.of_length(3).model is inner
     assert (inner.weight, inner.steps, inner.interval, inner.conditional) == (2.0, 2, (0.1, 5.0), False)
     assert (sampler.how["control"], sampler.how["control_steps"], sampler.how["guidance"]) == (2.0, 2, 0.0)
     assert "control" not in run.sampler().how
@@ -240,6 +294,24 @@ def test_control_is_of_the_model_without_classes_and_goes_with_what_is_given(run
         assert (text[2], len(text)) == ("rose", 5)
     tokens = run.sample(30, control=0.0, steps=6)  # of weight 0: the model without classes
     assert 0.2 < right(run, tokens, run.labels_for(30).tolist()) < 0.8
+
+
+def test_control_is_of_the_length_too(run):
+    """p(n) p(c | n)^w of what the model learned, by hand; weight 0 is the law of all texts, 1 that of the class."""
+    law = torch.softmax(10 * run.denoiser.lengths.logits.detach().double(), -1)
+    any_class, labels = law[-1], torch.tensor([0, 1]).repeat(3000)
+    for w in (0.0, 1.0, 3.0):
+        lengths = run.sampler(control=w).lengths(range(6000), labels)
+        for c in (0, 1):
+            truth = any_class ** (1 - w) * law[c] ** w
+            found = lengths[labels == c].bincount(minlength=LENGTH + 1)[1:] / 3000
+            assert float((found - truth / truth.sum()).abs().max()) < 5 * math.sqrt(0.25 / 3000)
+
+
+def test_a_wrong_number_of_classes_is_refused(run):
+    for n in (2, 6):
+        with pytest.raises(ValueError, match=f"4 seeds, {n} conditions"):
+            run.sample(4, labels=torch.zeros(n, dtype=torch.long))
 
 
 def test_control_takes_the_place_of_the_recipe_s_guidance(folder):
@@ -311,6 +383,8 @@ def test_the_optimal_variance_is_measured_of_points(run):
     assert (run.folder / "variance.safetensors").is_file()
     noise = 4 * math.hypot(best["monte_carlo_error"], beta["monte_carlo_error"])
     assert best["total"] < beta["total"] + noise
+    with pytest.raises(RunError, match="no dimensions in common"):
+        run.evaluate(quality=False, steps=10, variance="optimal_per_dimension")
 
 
 @pytest.mark.parametrize("clip", [False, True])

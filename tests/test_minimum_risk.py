@@ -3,8 +3,9 @@
 import math
 
 import pytest
+import torch
 
-from kuosan.discrete.risk import bleu, minimum_risk
+from kuosan.discrete.risk import bleu, candidate_batches, minimum_risk, of_least_risk
 
 
 def test_bleu_is_its_definition_by_hand():
@@ -50,3 +51,24 @@ def test_no_samples_and_no_order_are_refused():
         minimum_risk([])
     with pytest.raises(ValueError, match="at least 1, got 0"):
         bleu("ab", "ab", order=0)
+
+
+# -- the choice among texts that a run draws ---------------------------------------------------------------------------
+
+
+def test_candidates_are_drawn_for_each_text_and_the_chosen_one_is_theirs():
+    """Three texts of three candidates each: the sure one of each row by hand, and seeds that no text shares."""
+    tokens = torch.tensor(
+        [[1, 2, 0], [3, 4, 0], [1, 2, 0], [5, 0, 0], [5, 0, 0], [6, 7, 8], [9, 9, 9], [2, 0, 0], [2, 0, 0]]
+    )
+    assert of_least_risk(tokens, 3).tolist() == [[1, 2, 0], [5, 0, 0], [2, 0, 0]]
+    assert of_least_risk(tokens, 1) is tokens
+    batches = list(candidate_batches([4, 7, 9], torch.tensor([0, 1, 2]), 3, 6))
+    assert [len(seeds) for seeds, _ in batches] == [6, 3]
+    seeds = [seed for part, _ in batches for seed in part]
+    assert seeds[::3] == [4, 7, 9]
+    assert len(set(seeds)) == 9
+    assert [label for _, part in batches for label in part.tolist()] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    alone = next(candidate_batches([7], None, 3, 256))
+    assert alone == (seeds[3:6], None)  # whatever is drawn beside it
+    assert list(candidate_batches([4, 7], None, 1, 256)) == [([4, 7], None)]

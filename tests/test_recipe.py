@@ -186,6 +186,15 @@ def test_help_and_recipes_do_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """As of `kuosan train --help | head -1`."""
+    command = [sys.executable, "-c", "from kuosan.cli import main; main(['train', '--help'])"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("usage")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
 def test_importing_kuosan_imports_nothing_heavy():
     """Everything is loaded when it is first used."""
     code = "import sys, kuosan; sys.exit(any(m in sys.modules for m in ('torch', 'sklearn', 'matplotlib', 'pydantic')))"

@@ -13,6 +13,7 @@ import torch
 import kuosan as ks
 from kuosan import recipe as recipes
 from kuosan.cli import main
+from kuosan.discrete.risk import candidate_batches
 from kuosan.recipe import RecipeError
 from kuosan.runs import AutoregressiveRun, DiffusionRun, DiscreteRun, RunError
 from kuosan.text.ngram import NGram
@@ -171,6 +172,19 @@ def test_a_prompt_and_given_words_stay_where_they_are(run, uniform, capsys):
             assert (text.split()[2], len(text.split())) == ("rose", 5)
 
 
+def test_of_candidates_one_is_taken_for_each_text(run, autoregressive):
+    """Each is one of the texts of its own seeds, whatever the batch; of one candidate it is the text itself."""
+    for one in (run, autoregressive):
+        found = one.sample(seeds=[3, 5], labels=torch.tensor([0, 1]), candidates=6)
+        for i, seed in enumerate([3, 5]):
+            (seeds, labels), *_ = candidate_batches([seed], torch.tensor([i]), 6, 256)
+            own = one.sample(seeds=seeds, labels=labels)
+            assert (own == found[i]).all(1).any()
+        assert torch.equal(one.sample(seeds=[3, 5], labels=torch.tensor([0, 1]), candidates=6, batch_size=4), found)
+        assert torch.equal(one.sample(3, candidates=1), one.sample(3))
+        assert one.sampler(candidates=6).how["candidates"] == 6
+
+
 def test_from_left_to_right_a_prompt_stays_too(autoregressive, capsys):
     assert isinstance(autoregressive, AutoregressiveRun)
     for _, text in texts_of(autoregressive, "--prompt", "the cat", "-n", 12, capsys=capsys):
@@ -309,7 +323,9 @@ def test_a_model_that_lacks_what_is_asked_for_says_so(run, uniform, autoregressi
         (uniform, ["--solver", "confident"], "needs masks"),
         (autoregressive, ["--length", 3], "no length"),
         (autoregressive, ["--infill", "a _"], "nothing to fill in"),
-        (autoregressive, ["--solver", "euler"], "from left to right"),
+        (autoregressive, ["--solver", "euler"], "it has no solver to choose"),
+        (autoregressive, ["--steps", 5], "it has no steps to choose"),
+        (run, ["--candidates", 0], "candidates are at least 1"),
     ):
         code, _, err = say(capsys, "sample", one.folder, *options)
         assert (code, words in err) == (2, True), err
@@ -392,7 +408,9 @@ def test_a_line_of_a_hundred_thousand_characters_is_cut(tmp_path):
         (["process.kind=best"], "process.kind: of texts is masked, uniform or autoregressive"),
         (["denoiser.predicts=x0"], "denoiser.predicts is not of tokens"),
         (["sampling.clip=false"], "sampling.clip is not of tokens"),
+        (["evaluation.bound_steps=5"], "evaluation.bound_steps is not of tokens"),
         (["data.size=8"], "data.size: is of images"),
+        (["data.channels=1"], "data.channels: is of images"),
         (["process.kind=cosine", "network.kind=mlp", "objective.kind=simple"], "with a section .embedding."),
     ],
 )

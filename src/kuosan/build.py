@@ -17,9 +17,9 @@ from kuosan.denoiser import EDM, Denoiser
 from kuosan.diffusion import DiffusionChain
 from kuosan.discrete import RULES, CategoricalChain, CategoricalDenoiser, CategoricalProcess, TokenRule
 from kuosan.discrete.autoregressive import Autoregressive, AutoregressiveChain
-from kuosan.discrete.embedding import DiffusionLM, EmbeddingDenoiser, WordCrossEntropy, WordEmbedding
+from kuosan.discrete.embedding import EmbeddingDenoiser, WordEmbedding
 from kuosan.discrete.lengths import PAD, Lengths
-from kuosan.discrete.objective import TokenBound
+from kuosan.discrete.objective import DiffusionLM, TokenBound, WordCrossEntropy
 from kuosan.learned import Continuous, LearnedSchedule
 from kuosan.networks import NETWORKS, Energy
 from kuosan.networks.sequence import SequenceTransformer
@@ -340,10 +340,12 @@ def make_embedding_denoiser(recipe: Recipe, shape: tuple[int, ...], vocabulary: 
         shape=(*shape, size),
         classes=classes if recipe.data.conditional else 0,
         outputs=vocabulary if section.predicts == "words" else size,
+        padding=True,
     )
-    process = make_process(recipe)
+    process, embedding = make_process(recipe), WordEmbedding(vocabulary, size, padding=True)
+    lengths = Lengths(*shape, classes if recipe.data.conditional else 0)
     try:
         edm = EDM(section.sigma_data) if section.preconditioning == "edm" else None
-        return EmbeddingDenoiser(network, process, WordEmbedding(vocabulary, size), section.predicts, edm)
+        return EmbeddingDenoiser(network, process, embedding, section.predicts, edm, lengths)
     except ValueError as error:
         raise RecipeError(f"denoiser: {error}") from None

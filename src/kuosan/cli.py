@@ -20,6 +20,16 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it did what was asked, 2 for bad input, 1 for a failure, 130 when interrupted."""
+    try:
+        done = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough; nothing is left to be flushed at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return done
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if not hasattr(options, "command"):
@@ -34,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        raise
     except Exception as error:
         return _explain(error)
     if os.environ.get("RANK", "0") != "0":  # under torchrun, one process speaks
@@ -100,7 +112,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {"guidance": options.guidance}
     for name in (
         *("steps", "rescale", "interval", "threshold", "precision", "weak", "known", "mask", "corrections"),
-        *("prompt", "infill", "length", "temperature", "nucleus", "control", "control_steps"),
+        *("prompt", "infill", "length", "candidates", "temperature", "nucleus", "control", "control_steps"),
     ):
         settings[name] = getattr(options, name, None)
     if getattr(options, "blocks", None) is not None:
@@ -409,10 +421,16 @@ def _parser() -> argparse.ArgumentParser:
         "--control", type=float, metavar="W", help="of words as points: lead by a classifier's gradient, of this weight"
     )
     draw.add_argument("--control-steps", type=int, metavar="K", help="gradients in each step of it (default 1)")
+    draw.add_argument(
+        "--candidates",
+        type=int,
+        metavar="K",
+        help="of texts: draw so many for each, and take the one most like the others",
+    )
     draw.add_argument("--temperature", type=float, help="of texts: under 1, likelier tokens more often")
     draw.add_argument("--nucleus", type=float, help="of texts: only the likeliest tokens, of this total probability")
     draw.add_argument("--corrections", type=int, help="of what is drawn, by what is held; default 0")
-    draw.add_argument("--batch-size", type=int, default=256, help="samples at once (default 256)")
+    draw.add_argument("--batch-size", type=int, help="samples at once (default 256; of words as points 1024)")
     draw.add_argument("--out", metavar="FOLDER", help="where to write them (default: RUN/samples)")
 
     fit = add("tune", _tune, "fit a table of few evaluations to a run; `kuosan sample` then uses it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -113,4 +113,4 @@ class Gaussian:
         """
         total = scale**2 * self.variance + variance
         gain = scale * self.variance / total
-        return Gaussian(self.mean + gain * (y - scale * self.mean), self.variance * variance / total)
+        return replace(self, mean=self.mean + gain * (y - scale * self.mean), variance=self.variance * variance / total)

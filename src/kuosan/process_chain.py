@@ -44,6 +44,12 @@ class ProcessGuide(Guide):
     def marginal(self, i: Rung, given: Any) -> Any:
         return self.process.marginal(given, self.times[i])
 
+    def corrupt(
+        self, x: Tensor, t: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """x_t at any times (B,), drawn."""
+        return self.process.corrupt(x, t, noise, generator)
+
 
 class ProcessChain(Chain):
     """A ladder of K rungs on a process.
@@ -102,11 +108,11 @@ class ProcessChain(Chain):
 
         Args:
             u: (B,), in [0, 1): where between them its time lies.
-            noise: standard-normal values of x's shape; None: drawn from ``generator``.
+            noise: standard-normal values of the shape of what the guide reads of x; None: drawn from ``generator``.
         """
-        time, width = self.between(s, t, u)
-        cost = self.rate(self.guide.process.corrupt(x, time, noise, generator), time, x, condition)
-        return self.known(s, t, x) + expand(width, cost) * cost
+        (time, width), given = self.between(s, t, u), self.guide.read(x, condition)
+        cost = self.rate(self.guide.corrupt(given, time, noise, generator), time, given, condition)
+        return self.known(s, t, given) + expand(width, cost) * cost
 
     @abstractmethod
     def between(self, s: Tensor, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,21 +138,22 @@ class ProcessChain(Chain):
         """One unbiased estimate of the bound, (B,), nats, through which gradients pass: both ends and one step.
 
         Args:
-            noise: standard-normal values of x's shape; default: drawn.
+            noise: standard-normal values of the shape of what the guide reads of x; default: drawn.
             u: (B,), in [0, 1): which step, or which time; default: drawn, spread evenly over the batch.
         """
         generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         u = even(len(x), torch.tensor([1]), generator) if u is None else u.double().cpu()
-        if noise is None:
-            dtype = x.dtype if x.is_floating_point() else torch.float32
-            noise = torch.randn(x.shape, generator=generator, dtype=dtype).to(x.device)
         guide, last, between = self.guide, self.length, self.length - 1
-        total = -self.divergence(last, guide.marginal(last, x), (), condition)
-        total = total - self.decoding(x, (guide.marginal(1, x).sample(noise),), condition)
+        given = guide.read(x, condition)
+        if noise is None:
+            dtype = given.dtype if given.is_floating_point() else torch.float32
+            noise = torch.randn(given.shape, generator=generator, dtype=dtype).to(x.device)
+        total = -self.divergence(last, guide.marginal(last, given), (), condition)
+        total = total - self.decoding(x, (guide.marginal(1, given).sample(noise),), condition)
         if not between:
             return total
         if self.form == "continuous":
             return total - self.integral(guide.times[1], guide.times[last], u, x, condition, noise)
         i = (u * between).long() + 1
-        above = (guide.marginal(i + 1, x).sample(noise),)
-        return total - between * self.divergence(i, guide.posterior(i, above, x), above, condition)
+        above = (guide.marginal(i + 1, given).sample(noise),)
+        return total - between * self.divergence(i, guide.posterior(i, above, given), above, condition)

@@ -261,13 +261,13 @@ class Recipe(Section):
             raise ValueError("sampling.threshold is of images: drop it")
 
     def _of_tokens_alone(self) -> None:
-        known = {"solver", "steps", "guidance", "temperature", "nucleus"}
-        for name, usual, section in (
-            ("sampling", Sampling().model_dump(exclude=known), self.sampling.model_dump(exclude=known)),
-            ("denoiser", DenoiserSection().model_dump(), self.denoiser.model_dump()),
+        for name, usual, section, known in (
+            ("sampling", Sampling(), self.sampling, {"solver", "steps", "guidance", "temperature", "nucleus"}),
+            ("denoiser", DenoiserSection(), self.denoiser, set()),
+            ("evaluation", Evaluation(), self.evaluation, {"draws", "examples", "samples"}),
         ):
-            ignored = [key for key, value in section.items() if value != usual[key]]
-            if ignored:
+            ignored = [key for key in type(usual).model_fields if getattr(section, key) != getattr(usual, key)]
+            if ignored := [key for key in ignored if key not in known]:
                 raise ValueError(f"{name}.{ignored[0]} is not of tokens: drop it")
         if self.training.compile:
             raise ValueError("training.compile is for the network of a continuous model: drop it")

@@ -24,7 +24,7 @@ def save_samples(
     seeds: Sequence[int],
     labels: Tensor | None = None,
     folder: Path | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Draw samples and write each as a file, a sheet of the first ones, and samples.json.
@@ -36,6 +36,7 @@ def save_samples(
         seeds: one for each sample.
         labels: class of each, (N,); by default all classes in turn.
         folder: default RUN/samples.
+        batch_size: samples at once; default the run's own.
         settings: of :meth:`Run.sampler <kuosan.runs.Run.sampler>`.
 
     Returns:

@@ -9,7 +9,8 @@ from kuosan.discrete.autoregressive import (
 from kuosan.discrete.blocks import sample_blocks
 from kuosan.discrete.chain import CategoricalChain
 from kuosan.discrete.denoiser import CategoricalDenoiser
-from kuosan.discrete.embedding import Clamp, EmbeddingChain, EmbeddingDenoiser, WordEmbedding, sample_words
+from kuosan.discrete.embedding import Clamp, EmbeddingDenoiser, WordEmbedding, sample_words
+from kuosan.discrete.embedding_chain import EmbeddingChain
 from kuosan.discrete.lengths import Lengths
 from kuosan.discrete.process import CategoricalProcess
 from kuosan.discrete.risk import minimum_risk

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kuosan.categorical import Categorical
 from kuosan.discrete.denoiser import CategoricalDenoiser
-from kuosan.discrete.lengths import Padded
+from kuosan.discrete.lengths import Padded, padded
 from kuosan.discrete.process import CategoricalProcess
 from kuosan.gaussian import per_example
 from kuosan.kernels import Generative, Rung
@@ -144,6 +144,4 @@ class CategoricalChain(ProcessChain):
         prior = self.model.prior(condition)
         if not isinstance(prior, Padded):
             return matching
-        lengths = prior.log_lengths.expand(len(x), -1)
-        n = (x != prior.padding).sum(1, keepdim=True)
-        return matching - lengths.gather(1, n - 1).squeeze(1)
+        return matching - prior.log_length(padded(x, prior.padding))

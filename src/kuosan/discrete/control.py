@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from kuosan.denoiser import EDM, evaluating, slope
-from kuosan.discrete.embedding import WordEmbedding
-from kuosan.discrete.lengths import PAD
+from kuosan.discrete.embedding import WordEmbedding, noised
+from kuosan.discrete.lengths import padded
+from kuosan.discrete.objective import cut
 from kuosan.networks.sequence import SequenceTransformer
 from kuosan.objectives import Objective, Stratified, TimeSampler, draw
 from kuosan.prediction import Prediction
@@ -29,19 +29,20 @@ UNIT = EDM(1.0)  # points have a root mean square of 1
 
 
 class NoisyClassifier(nn.Module):
-    r"""p(c | x_t, t) of texts whose words are noised points: a small transformer, the mean of what each place says.
+    r"""p(c | x_t, t) of texts whose words are noised points: a small transformer, the mean of what each word says.
 
-    .. math:: p(c \mid x_t) \propto \exp\Big(b_c + \frac\alpha r\,F_c\big(\tfrac{x_t}r,\,\cdot\big)\Big),
+    .. math:: p(c \mid x_t) \propto \exp\Big(b_{n,c} + \frac\alpha r\,F_c\big(\tfrac{x_t}r,\,\cdot\big)\Big),
         \qquad r = \sqrt{\alpha^2+\sigma^2}
 
-    Where there is next to no signal Bayes' rule too says something of size alpha. Control moves x0-hat by
+    with n the length, which shows at all times. Where there is next to no signal Bayes' rule too says little more than
+    what the length does, of size alpha. Control moves x0-hat by
     :math:`\sigma^2/\alpha` times the gradient, which makes much of a network's slightest error there: without the
     factor samples end in the wrong class. Untrained, all classes are as likely.
 
     Args:
         embedding: whose points are noised; used as it is, neither trained nor kept here.
         process: the forward process.
-        length: L, of every text, padding included.
+        length: L, of the longest text.
         classes: C.
         width, depth, heads, dropout: of :class:`~kuosan.networks.sequence.SequenceTransformer`.
 
@@ -65,8 +66,10 @@ class NoisyClassifier(nn.Module):
             raise ValueError(f"a classifier tells at least 2 classes apart, got {classes}")
         self._embedding = [embedding]  # in a list: it is the denoiser's, and kept with it
         self.process, self.classes = process, classes
-        self.bias = nn.Parameter(torch.zeros(classes))
-        self.network = SequenceTransformer((length, embedding.size), width, depth, heads, 0, classes, dropout)
+        self.bias = nn.Parameter(torch.zeros(length, classes))
+        self.network = SequenceTransformer(
+            (length, embedding.size), width, depth, heads, 0, classes, dropout, embedding.padding
+        )
 
     @property
     def embedding(self) -> WordEmbedding:
@@ -77,8 +80,12 @@ class NoisyClassifier(nn.Module):
         skip, _, scale, label = self.process.at(UNIT.coefficients, t)
         dtype = self.network.first.weight.dtype
         label = torch.as_tensor(label, dtype=dtype, device=x_t.device).expand(len(x_t))
-        said = self.network((expand(scale, x_t) * x_t).to(dtype), label).mean(1)
-        return torch.log_softmax(self.bias + expand(skip / scale, said) * said, dim=-1).to(x_t.dtype)
+        said = self.network((expand(scale, x_t) * x_t).to(dtype), label)
+        ended = padded(x_t).unsqueeze(-1)
+        n = (~ended).sum(1)
+        said = said.masked_fill(ended, 0.0).sum(1) / n
+        bias = self.bias[n[:, 0] - 1]
+        return torch.log_softmax(bias + expand(skip / scale, said) * said, dim=-1).to(x_t.dtype)
 
     def log_prob(self, x_t: Tensor, t: Time, condition: object) -> Tensor:
         """log p(c | x_t, t) of the class (B,) that is asked of each, (B,); 0 where it is -1, any class.
@@ -109,7 +116,7 @@ class NoisyClassifier(nn.Module):
             for rows in torch.arange(len(tokens)).split(batch_size):
                 vectors = self.embedding(tokens[rows].to(device))
                 noise = torch.randn(vectors.shape, generator=generator, dtype=vectors.dtype).to(device)
-                said = self(self.process.corrupt(vectors, t, noise), t)
+                said = self(noised(self.process, vectors, t, noise), t)
                 right += int((said.argmax(1).cpu() == labels[rows].cpu()).sum())
         return right / len(tokens)
 
@@ -128,12 +135,10 @@ class ClassifierLoss(Objective):
         """Raises ValueError for a text without its class: train with ``label_drop=0``."""
         if condition is None or bool((condition < 0).any()):
             raise ValueError("a classifier learns from texts with their classes: training.label_drop must be 0")
-        if noise is not None:  # the padding that all of a batch have, and that it came without
-            x_0 = pad(x_0, (0, noise.shape[1] - x_0.shape[1]), value=PAD)
         with torch.no_grad():
             vectors = model.embedding(x_0)
-        t, noise, weight = draw(self.times, model.process, vectors, t, noise, generator)
-        surprise = -model.log_prob(model.process.corrupt(vectors, t, noise), t, condition)
+        t, noise, weight = draw(self.times, model.process, vectors, t, cut(noise, x_0), generator)
+        surprise = -model.log_prob(noised(model.process, vectors, t, noise), t, condition)
         return surprise if weight is None else surprise * weight.to(surprise)
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kuosan.discrete.lengths import PAD
+from kuosan.seeds import stream
 
 
 def bleu(candidate: Sequence[Hashable], reference: Sequence[Hashable], order: int = 4) -> float:
@@ -52,3 +59,36 @@ def minimum_risk(samples: Sequence[Sequence[Hashable]], order: int = 4) -> int:
         raise ValueError("minimum risk chooses among samples: none were given")
     gain = [sum(bleu(one, other, order) for j, other in enumerate(samples) if j != i) for i, one in enumerate(samples)]
     return gain.index(max(gain))
+
+
+def candidate_batches(
+    seeds: Sequence[int], labels: Tensor | None, n: int, batch_size: int
+) -> Iterator[tuple[list[int], Tensor | None]]:
+    """Seeds and classes of n candidates for each text, one text after the other, about so many at once.
+
+    The first candidate of each has the text's own seed.
+    """
+    texts = max(1, batch_size // n)
+    for first in range(0, len(seeds), texts):
+        own = seeds[first : first + texts]
+        each = [seed if i == 0 else stream("candidate", seed, i).initial_seed() for seed in own for i in range(n)]
+        yield each, None if labels is None else labels[first : first + texts].repeat_interleave(n)
+
+
+def of_least_risk(tokens: Tensor, n: int) -> Tensor:
+    """The choice of :func:`minimum_risk` among each n texts in a row, (N / n, L) of tokens (N, L), padded."""
+    if n == 1:
+        return tokens
+    texts = [row[row != PAD].tolist() for row in tokens]
+    return tokens[torch.tensor([i + minimum_risk(texts[i : i + n]) for i in range(0, len(texts), n)])]
+
+
+def with_candidates(n: int, how: dict[str, Any]) -> dict[str, Any]:
+    """What a sampler becomes that draws n candidates for each text: its fields ``candidates`` and ``how``.
+
+    Raises:
+        ValueError: n is under 1.
+    """
+    if n < 1:
+        raise ValueError(f"candidates are at least 1 for each text, got {n}")
+    return {"candidates": n, "how": how | {"candidates": n, "evaluations": n * how["evaluations"]}}

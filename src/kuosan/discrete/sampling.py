@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.special import ndtr
 
 from kuosan.categorical import Categorical
 from kuosan.denoiser import evaluating
@@ -189,8 +188,10 @@ def sample_tokens(
             own = None if condition is None else condition[part].to(device)
             held = given[part].to(device)
             if model.lengths is not None:
-                u = ndtr(Noise(seeds[part], (), torch.float64, purpose="length").draw()).to(device)
-                n = model.lengths.draw(u, own, _least(held), length) if asked is None else asked[part].to(device)
+                if asked is None:
+                    n = model.lengths.of_seeds(seeds[part], own, least(held), length)
+                else:
+                    n = asked[part].to(device)
                 held = held.masked_fill(torch.arange(length, device=device) >= n.unsqueeze(1), process.still or 0)
             # of its own, since whether any of a batch is held must not move what the others are drawn with
             blur = Noise(seeds[part], (length,), torch.float64, purpose="known")
@@ -217,7 +218,7 @@ def _checked(known: Tensor | None, n: int, length: int, process: CategoricalProc
     return known.expand(n, length)
 
 
-def _least(known: Tensor) -> Tensor:
+def least(known: Tensor) -> Tensor:
     """(N,), the shortest length that has room for what is known."""
     return ((known >= 0) * torch.arange(1, known.shape[1] + 1, device=known.device)).amax(1)
 
@@ -233,7 +234,7 @@ def _checked_lengths(lengths: Tensor | None, known: Tensor, length: int, law: Le
         raise ValueError(f"lengths must be a whole number for each of {len(known)} texts, got {tuple(lengths.shape)}")
     if lengths.min() < 1 or lengths.max() > length:
         raise ValueError(f"lengths are 1 to {length}, got {int(lengths.min())} to {int(lengths.max())}")
-    if bool((lengths < _least(known)).any()):
+    if bool((lengths < least(known)).any()):
         raise ValueError("a known token lies beyond the length that is asked for")
     return lengths
 

@@ -31,6 +31,7 @@ class ImageMedium(Medium):
     def read(section: Data) -> ImageData:
         section.refuse("texts", "length", "tokens", "vocabulary", "text", "label", why="of texts, and these are images")
         if section.name is not None:
+            section.refuse("channels", "held_out", why="of a folder of your own: this data has its own")
             return image_data.NAMED[section.name]()
         if section.folder is None or section.size is None:
             raise RecipeError("data.size: a folder of images needs one")

@@ -16,7 +16,6 @@ from kuosan.runs import EmbeddingRun
 from kuosan.runs.embedding import WordSampler
 from kuosan.solvers import Noise
 from kuosan.solvers.executor import run as execute
-from kuosan.text.medium import lengths_of
 
 #: Held-out texts whose words are rounded.
 ROUNDED = 500
@@ -76,23 +75,25 @@ class EmbeddingMeasurements(TextMeasurements):
         def watch(i: int, x: Tensor, prediction: Prediction) -> None:
             seen.append(run.denoiser.embedding.nearest(prediction.x0)[0].cpu())
 
-        device = next(run.denoiser.parameters()).device
-        noise, labels = Noise([0], run.state_shape), run.labels_for(1)
+        embedding, labels = run.denoiser.embedding, run.labels_for(1)
+        n = int(sampler.lengths([0], labels))
+        noise, condition = (
+            Noise([0], (n, embedding.size)),
+            None if labels is None else labels.to(embedding.weight.device),
+        )
         start = sampler.model.process.prior(sampler.table.times[0]).std.float()
-        condition = None if labels is None else labels.to(device)
         with torch.no_grad():
             end = execute(
                 sampler.table,
-                sampler.model,
-                (start * noise.draw()).to(device),
+                sampler.of_length(n),
+                (start * noise.draw()).to(embedding.weight.device),
                 noise.draw,
                 condition,
                 transform=sampler.transform,
                 watch=watch,
             )
-        text = run.kept(end, sampler)[0]
+        text = embedding.nearest(end)[0].cpu()
         seen.append(text)
-        n = int(lengths_of(text[None])[0])
         rows, widths = rows_of_way(run.medium, seen, n, seen[0])
         return {
             "seed": 0,

@@ -92,3 +92,17 @@ class Embedding(nn.Module):
                 f"classes are 0 to {self.classes - 1}, or -1 for any; got {sorted(set(condition.tolist()))}"
             )
         return vector + self.label(condition % (self.classes + 1))
+
+
+def of_ends(ended: Tensor, from_end: Tensor) -> tuple[Tensor, Tensor]:
+    """What the positions of texts are told of how far the end is, and which ones attention does not look at.
+
+    Args:
+        ended: (B, n), bool: after the end.
+        from_end: (L, width), a learned vector for each distance.
+
+    Returns:
+        (B, n, width), and bool (B, 1, 1, n).
+    """
+    left = (~ended).sum(1, keepdim=True) - torch.arange(1, ended.shape[1] + 1, device=ended.device)
+    return from_end[left.clamp_min(0)], ended[:, None, None]

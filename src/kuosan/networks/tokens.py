@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from kuosan.networks.parts import Embedding, check_size, zeroed
+from kuosan.networks.parts import Embedding, check_size, of_ends, zeroed
 from kuosan.networks.transformer import Block
 
 
@@ -81,10 +81,8 @@ class TokenTransformer(nn.Module):
         if self.causal:  # (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.3)
             hidden = torch.ones(n, n, dtype=torch.bool, device=x.device).triu(1)
         if self.padding is not None:
-            padded = x == self.padding
-            left = (~padded).sum(1, keepdim=True) - torch.arange(1, n + 1, device=x.device)
-            h = h + self.from_end[left.clamp_min(0)]
-            hidden = padded[:, None, None] if hidden is None else hidden | padded[:, None, None]
+            told, ended = of_ends(x == self.padding, self.from_end)
+            h, hidden = h + told, ended if hidden is None else hidden | ended
         for block in self.blocks:
             h = block(h, given, hidden)
         return self.last(self.norm(h if only is None else h[only]))

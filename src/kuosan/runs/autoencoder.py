@@ -70,10 +70,11 @@ class AutoencoderRun(Run):
         )
 
     def batches(
-        self, sampler: LayerByLayer, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int = 256
+        self, sampler: LayerByLayer, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int | None = None
     ) -> Iterator[Tensor]:
         if labels is not None:
             raise RunError(f"{self.folder} was trained without classes: none can be asked for")
+        batch_size = batch_size or self.at_once
         for begin in range(0, len(seeds), batch_size):
             yield self.medium.outputs(self._draw(self.autoencoder, sampler, seeds[begin : begin + batch_size]))
 

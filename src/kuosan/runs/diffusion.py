@@ -50,9 +50,9 @@ class DiffusionRun(Run):
         """Of what is diffused of one example."""
         return self.shape
 
-    def states(self, part: Any) -> Tensor:
-        """All examples of a part as they are diffused."""
-        return self.medium.inputs(part, torch.arange(len(part)))
+    def states(self, part: Any) -> tuple[Tensor, Tensor | None]:
+        """Examples of a part as they are diffused, and their classes."""
+        return self.medium.inputs(part, torch.arange(len(part))), part.labels
 
     @property
     def denoiser(self) -> Denoiser:
@@ -78,9 +78,9 @@ class DiffusionRun(Run):
                 if kept.fingerprint == weights_fingerprint(denoiser):
                     return kept
                 to_stderr(f"{path} was measured of other weights; measuring again")
-        data = self.data.train
-        x_0 = self.states(data).to(device())
-        condition = data.labels.to(device()) if self.conditional and data.labels is not None else None
+        x_0, labels = self.states(self.data.train)
+        x_0 = x_0.to(device())
+        condition = labels.to(device()) if self.conditional and labels is not None else None
         draws = 2048 if x_0[0].numel() <= 256 else 512  # the mean over many coordinates needs fewer
         found = measure(denoiser, x_0, condition, draws=draws, progress=Progress("optimal variance: times"))
         found.save(path)
@@ -152,7 +152,8 @@ class DiffusionRun(Run):
                 found["known"] = self.medium.read_one(known)
             if isinstance(mask := given.get("mask"), str | Path):
                 found["mask"] = self.medium.read_mask(mask)
-        for name in ("prompt", "infill", "length", "blocks", "temperature", "nucleus", "control", "control_steps"):
+        of_texts = ("prompt", "infill", "length", "blocks", "candidates", "temperature", "nucleus")
+        for name in (*of_texts, "control", "control_steps"):
             if found.get(name) is not None:
                 raise RunError(f"{self.folder} draws no tokens: it has no {name} to choose")
         return Settings.of(self.recipe.sampling, **found)
@@ -179,7 +180,7 @@ class DiffusionRun(Run):
         return found, self.tuned.save(found, steps, self.tuned.fingerprint(self.denoiser, chosen))
 
     def batches(
-        self, sampler: Sampler, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int = 256
+        self, sampler: Sampler, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int | None = None
     ) -> Iterator[Tensor]:
         """The samples of :meth:`sample` batch by batch, as they are done."""
         for pixels in sample_batches(
@@ -190,7 +191,7 @@ class DiffusionRun(Run):
             condition=self.labels_for(len(seeds)) if labels is None else labels,
             transform=sampler.transform,
             corrector=sampler.corrector,
-            batch_size=batch_size,
+            batch_size=batch_size or self.at_once,
             device=device(),
         ):
             yield self.kept(pixels, sampler)

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from kuosan.bound import Likelihood
 from kuosan.chain import Chain
 from kuosan.denoiser import Denoiser
 from kuosan.discrete.control import ClassifierLoss, GradientControl, NoisyClassifier
-from kuosan.discrete.embedding import Clamp, EmbeddingChain, EmbeddingDenoiser, WordEmbedding, sample_words
-from kuosan.discrete.lengths import PAD
+from kuosan.discrete.embedding import Clamp, EmbeddingDenoiser, WordEmbedding, sample_words
+from kuosan.discrete.embedding_chain import EmbeddingChain
+from kuosan.discrete.lengths import PAD, Lengths
+from kuosan.discrete.risk import candidate_batches, of_least_risk, with_candidates
+from kuosan.discrete.sampling import least
 from kuosan.fetch import to_stderr
 from kuosan.medium import TrainingExamples
 from kuosan.optimal import weights_fingerprint
@@ -45,14 +47,65 @@ class WordSampler(Sampler):
     """A sampler of texts, of which some tokens and the length may be given.
 
     Args:
+        denoiser: whose points words are rounded to, and whose law lengths are drawn from.
         known: (L,) int64, tokens that are given, -1 where one is drawn.
-        length: of each text, in tokens; None: where the first padding is drawn.
-        controlled: towards classes, by a classifier.
+        points: (L, D), those of the given tokens, which are held.
+        corrections: of :class:`~kuosan.solvers.Inpainting`.
+        length: of each text, in tokens; None: drawn from the model's law of lengths.
+        control: towards classes, by a classifier, of this weight; None: not at all.
+        candidates: how many texts are drawn for each, of which the one of least risk is taken.
     """
 
+    denoiser: EmbeddingDenoiser
     known: Tensor | None = None
+    points: Tensor | None = None
+    corrections: int = 0
     length: int | None = None
-    controlled: bool = False
+    control: float | None = None
+    candidates: int = 1
+
+    @property
+    def law(self) -> Lengths:
+        """Of the lengths."""
+        assert self.denoiser.lengths is not None
+        return self.denoiser.lengths
+
+    def lengths(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
+        """Of each text, (N,): the one that is asked for, or drawn among those that have room for what is given.
+
+        Control is of the length too, if the model knows what the classes say of it.
+        """
+        if self.length is not None:
+            return torch.full((len(seeds),), self.length)
+        room = 1 if self.known is None else least(self.known[None])
+        told, weight = None if labels is None else labels.to(device()), 1.0 if self.control is None else self.control
+        return self.law.of_seeds(seeds, told, room, weight=weight).cpu()
+
+    def of_length(self, n: int) -> Model:
+        """The model of texts of so many tokens, held to those that are given."""
+        if self.known is None or self.points is None:
+            return self.model
+        held = (self.known[:n] >= 0).unsqueeze(1).expand(n, self.points.shape[1])
+        return Inpainting(self.model, self.points[:n], held, self.corrections)
+
+    def draw(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
+        """Texts (N, L), padded; those of one length are drawn together."""
+        words, lengths = torch.full((len(seeds), self.law.longest), PAD), self.lengths(seeds, labels)
+        for n in lengths.unique().tolist():
+            rows = (lengths == n).nonzero().flatten()
+            words[rows, :n] = sample_words(
+                self.of_length(n),
+                self.denoiser.embedding,
+                n,
+                seeds=[seeds[i] for i in rows.tolist()],
+                table=self.table,
+                condition=None if labels is None else labels[rows],
+                transform=self.transform,
+                corrector=self.corrector,
+                batch_size=len(rows),
+                device=device(),
+            )
+        return words if self.known is None else torch.where(self.known >= 0, self.known, words)
 
 
 @dataclass(frozen=True)
@@ -72,15 +125,13 @@ class WordSettings(Settings):
     control_steps: int = 1
 
     def model(self, denoiser: Denoiser, conditional: bool) -> Model:
+        """Not yet held to what is known, which is of the length of each text: :meth:`WordSampler.of_length`."""
+        free = Settings.model(dataclasses.replace(self, known=None, mask=None), denoiser, conditional)
         if self.classifier is None:
-            return super().model(denoiser, conditional)
-        free = dataclasses.replace(self, classifier=None, known=None, mask=None).model(denoiser, conditional)
-        model: Model = GradientControl(
+            return free
+        return GradientControl(
             free, self.classifier.log_prob, self.control, self.section.interval, steps=self.control_steps
         )
-        if self.known is not None and self.mask is not None:
-            model = Inpainting(model, self.known, self.mask, self.corrections)
-        return model
 
     @property
     def transform(self) -> Callable[[Tensor], Tensor] | None:
@@ -100,6 +151,7 @@ class EmbeddingRun(DiffusionRun):
 
     families = ("embedding",)
     has_ode = False
+    at_once = 1024  # of many lengths, and those of one length are drawn together
     medium: TextMedium
 
     @property
@@ -109,22 +161,40 @@ class EmbeddingRun(DiffusionRun):
 
     @property
     def state_shape(self) -> tuple[int, ...]:
-        assert self.recipe.embedding is not None
-        return (*self.shape, self.recipe.embedding.size)
+        """Of a text of the likeliest length, all classes alike: what tables are tuned on and compared by."""
+        law = self.denoiser.lengths
+        assert law is not None
+        each = law.law(len(law.logits), torch.arange(len(law.logits)) - 1)
+        return int(each.exp().mean(0).argmax()) + 1, self.denoiser.embedding.size
 
-    def states(self, part: Any) -> Tensor:
-        return self.denoiser.embedding(part.tokens)
+    def states(self, part: Any) -> tuple[Tensor, Tensor | None]:
+        """Texts of the commonest length: among their vectors there is no padding."""
+        own = part.lengths == part.lengths.mode().values
+        vectors = self.denoiser.embedding(part.tokens[own, : int(part.lengths.mode().values)].to(device())).detach()
+        return vectors, None if part.labels is None else part.labels[own]
+
+    def variance(self, choice: Choice) -> Choice:
+        if choice == "optimal_per_dimension":
+            raise RunError("texts have no dimensions in common, for their lengths differ: take optimal, one for all")
+        return super().variance(choice)
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     def sampler(
-        self, *, prompt: str | None = None, infill: str | None = None, length: int | None = None, **settings: Any
+        self,
+        *,
+        prompt: str | None = None,
+        infill: str | None = None,
+        length: int | None = None,
+        candidates: int | None = None,
+        **settings: Any,
     ) -> WordSampler:
         """The model, table and all else that sampling takes; what is not given is the recipe's.
 
         Args:
-            prompt, infill, length: of :meth:`kuosan.text.medium.TextMedium.given`. The vectors of given words, and of
-                the padding after the asked length, are held at every noise level, as parts of a picture are.
+            prompt, infill, length: of :meth:`kuosan.text.medium.TextMedium.given`. The vectors of given words are held
+                at every noise level, as parts of a picture are. Without a length, one is drawn for each text.
+            candidates: as of a :class:`~kuosan.runs.TokenRun`.
             settings: of :meth:`kuosan.runs.DiffusionRun.sampler`; clip replaces every x0-hat by the nearest word.
                 Beside them: control, the weight of the gradient of :meth:`noisy_classifier`, which leads the model
                 *without* classes to those that are asked for (1: Bayes' rule); control_steps, gradients at each time:
@@ -137,19 +207,24 @@ class EmbeddingRun(DiffusionRun):
         asked = {key: v for key, v in (("prompt", prompt), ("infill", infill), ("length", length)) if v is not None}
         if settings.get("known") is not None or settings.get("mask") is not None:
             raise RunError(f"{self.folder} is of words: give a prompt, or a text to fill in, in the place of a picture")
-        held = torch.full(self.shape, -1) if known is None else known.clone()
-        if length is not None:
-            held[length:] = PAD
-        if bool((held >= 0).any()):
+        points = None
+        if known is not None:
             with torch.no_grad():
-                settings["known"] = self.denoiser.embedding(held.clamp_min(0)[None].to(device()))[0].cpu()
-            settings["mask"] = (held >= 0)[:, None].expand(self.state_shape)
+                points = self.denoiser.embedding(known.clamp_min(0)[None].to(device()))[0].cpu()
+            settings |= {"known": points, "mask": (known >= 0)[:, None].expand(points.shape)}
         found = super().sampler(**settings)
         for name in ("known", "mask"):
             found.how.pop(name, None)
         parts = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-        controlled = settings.get("control") is not None
-        return WordSampler(**parts | {"how": found.how | asked}, known=known, length=length, controlled=controlled)
+        own: dict[str, Any] = {
+            "corrections": settings.get("corrections") or 0,
+            "control": settings.get("control"),
+        }
+        own |= {"denoiser": self.denoiser, "known": known, "points": points, "length": length}
+        sampler = WordSampler(**parts | {"how": found.how | asked} | own)
+        return (
+            sampler if candidates is None else dataclasses.replace(sampler, **with_candidates(candidates, sampler.how))
+        )
 
     def _settings(self, given: Mapping[str, Any]) -> WordSettings:
         given = dict(given)
@@ -161,6 +236,8 @@ class EmbeddingRun(DiffusionRun):
         if control is not None:
             if given.get("guidance") or given.get("weak"):
                 raise RunError("control is of the model without classes: drop guidance, or control")
+            if given.get("rescale"):
+                raise RunError("rescale is of guidance, and control has none: drop it")
             given["guidance"] = 0.0
         found = super()._settings(given)
         parts = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
@@ -182,41 +259,26 @@ class EmbeddingRun(DiffusionRun):
         return super().tune(steps, settings=settings, **how)
 
     def batches(
-        self, sampler: Sampler, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int = 256
+        self, sampler: Sampler, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int | None = None
     ) -> Iterator[Tensor]:
-        if labels is None and isinstance(sampler, WordSampler) and sampler.controlled:
+        """As of other runs; of each batch the texts of one length are drawn together."""
+        assert isinstance(sampler, WordSampler)
+        if labels is None:
+            labels = self.labels_for(len(seeds))
+        if labels is None and sampler.control is not None:
             assert self.classes is not None
             labels = torch.arange(len(seeds)) % len(self.classes)  # of a model that is told none, too
-        return super().batches(sampler, seeds, labels, batch_size)
-
-    def kept(self, x: Tensor, sampler: Sampler) -> Tensor:
-        """The nearest words; of an asked length none of them padding, and nothing after the first padding."""
-        assert isinstance(sampler, WordSampler)
-        x, embedding = x.to(device()), self.denoiser.embedding
-        words = embedding.nearest(x).cpu()
-        if sampler.length is not None:
-            padded = words == PAD
-            padded[:, sampler.length :] = False
-            if bool(padded.any()):
-                products = embedding.products(x[padded.to(x.device)]).detach()
-                products[:, PAD] = -torch.inf
-                words[padded] = products.argmax(-1).cpu()
-        if sampler.known is not None:
-            words = torch.where(sampler.known >= 0, sampler.known, words)
-        return _ended(words)
+        if labels is not None and len(labels) != len(seeds):
+            raise ValueError(f"one condition for each seed expected: {len(seeds)} seeds, {len(labels)} conditions")
+        n = sampler.candidates
+        for part, own in candidate_batches(seeds, labels, n, batch_size or self.at_once):
+            yield of_least_risk(sampler.draw(part, own), n)
 
     def draw_while_training(self, model: EmbeddingDenoiser, seeds: Sequence[int]) -> Tensor:  # type: ignore[override]
-        drawn = sample_words(
-            model,
-            model.embedding,
-            self.shape[0],
-            clamp=self.recipe.sampling.clip,
-            seeds=seeds,
-            table=unmeasured_solver(self.recipe).table(model.process, steps=min(20, self.recipe.sampling.steps)),
-            condition=self.labels_for(len(seeds)),
-            device=device(),
-        )
-        return _ended(drawn.tokens)
+        table = unmeasured_solver(self.recipe).table(model.process, steps=min(20, self.recipe.sampling.steps))
+        transform = Clamp(model.embedding) if self.recipe.sampling.clip else None
+        sampler = WordSampler(model, table, transform, None, {}, model)
+        return sampler.draw(seeds, self.labels_for(len(seeds)))
 
     # -- control ------------------------------------------------------------------------------------------------------
 
@@ -285,10 +347,6 @@ class EmbeddingRun(DiffusionRun):
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
-    def examples(self, split: str = "held_out", most: int | None = None) -> tuple[Tensor, Tensor | None]:
-        x, condition = super().examples(split, most)
-        return pad(x, (0, self.shape[0] - x.shape[1]), value=PAD), condition
-
     def chain(  # type: ignore[override]
         self,
         *,
@@ -308,6 +366,8 @@ class EmbeddingRun(DiffusionRun):
             raise RunError(f"{self.folder} is of words: its chain has no {', '.join(refused)} to choose")
         choice = self.recipe.evaluation.variance if variance is None else variance
         continuous = steps is None and grid is None
+        if continuous and variance is not None:
+            raise RunError("a variance is of reverse steps, and continuous time has none: give --bound-steps K too")
         count = self.recipe.evaluation.bound_steps if continuous else steps
         how: dict[str, Any] = {"steps": count} if grid is None else {"grid": grid}
         form = "continuous" if continuous else "matching"
@@ -322,11 +382,6 @@ class EmbeddingRun(DiffusionRun):
 
     def by_ode(self, x: Tensor, condition: Tensor | None, draws: int = 2, **settings: Any) -> Likelihood:
         raise RunError(f"{self.folder} is of words: the density that the ODE gives of their points is no probability")
-
-
-def _ended(words: Tensor) -> Tensor:
-    """Texts with nothing after the first padding."""
-    return words.masked_fill((words == PAD).cumsum(1) > 0, PAD)
 
 
 def _read(path: Path) -> dict[str, Any]:

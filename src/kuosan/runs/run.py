@@ -90,6 +90,8 @@ class Run(ABC):
     families: ClassVar[tuple[str, ...]] = ()
     #: Whether a probability-flow ODE gives a likelihood of its data.
     has_ode: ClassVar[bool] = False
+    #: Samples that are drawn together.
+    at_once: ClassVar[int] = 256
 
     def __init__(self, folder: Path, recipe: Recipe, info: dict[str, Any], data: Any = None):
         self.folder, self.recipe, self.info = folder, recipe, info
@@ -210,9 +212,13 @@ class Run(ABC):
 
     @abstractmethod
     def batches(
-        self, sampler: Any, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int = 256
+        self, sampler: Any, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int | None = None
     ) -> Iterator[Tensor]:
-        """The samples of :meth:`sample` batch by batch, as they are done."""
+        """The samples of :meth:`sample` batch by batch, as they are done.
+
+        Args:
+            batch_size: default ``at_once``.
+        """
 
     @abstractmethod
     def check(self, model: Any) -> None:
@@ -236,7 +242,7 @@ class Run(ABC):
         *,
         seeds: Iterable[int] | None = None,
         labels: Tensor | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         **settings: Any,
     ) -> Tensor:
@@ -248,7 +254,7 @@ class Run(ABC):
             count: how many; by default as many as there are seeds.
             seeds: default 0, 1, 2, ...
             labels: class of each, (N,); by default all classes in turn.
-            batch_size: samples at once.
+            batch_size: samples at once; default ``at_once``.
             progress: called with (done, all) after each batch.
             settings: solver, steps, grid, guidance, ...: of :meth:`sampler`.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from pydantic import ValidationError
@@ -31,6 +31,7 @@ from kuosan.discrete.autoregressive import (
     sample_left_to_right,
 )
 from kuosan.discrete.blocks import blocks_of, sample_blocks
+from kuosan.discrete.risk import candidate_batches, of_least_risk, with_candidates
 from kuosan.discrete.rules import Ancestral, Euler
 from kuosan.recipe import RecipeError, Sampling, explain
 from kuosan.runs.run import Run, RunError, device
@@ -49,6 +50,7 @@ class TokenSampler:
         length: how many tokens each text has; None: it is drawn.
         how: the same in words and numbers.
         blocks: of how many tokens the texts are written, if they are longer than the model's own.
+        candidates: how many texts are drawn for each, of which the one of least risk is taken.
     """
 
     model: Any
@@ -58,6 +60,7 @@ class TokenSampler:
     length: int | None
     how: dict[str, Any]
     blocks: int | None = None
+    candidates: int = 1
 
     @property
     def transform(self) -> Sharpened | None:
@@ -70,6 +73,8 @@ class TokenRun(Run):
     """A trained (or half-trained) model of texts as tokens."""
 
     medium: TextMedium
+    #: Settings of sampling that it knows.
+    choices: ClassVar[frozenset[str]] = frozenset({"guidance", "temperature", "nucleus"})
     #: Whether it writes texts longer than those that it was trained on, block after block.
     in_blocks = False
 
@@ -82,6 +87,7 @@ class TokenRun(Run):
         infill: str | None = None,
         length: int | None = None,
         blocks: int | None = None,
+        candidates: int | None = None,
         **settings: Any,
     ) -> TokenSampler:
         """The model with all else that sampling takes; what is not given is the recipe's.
@@ -92,14 +98,17 @@ class TokenRun(Run):
             length: how many tokens each text has; default: drawn from the model's law of lengths.
             blocks: of how many tokens a text of a ``length`` beyond the model's own is written, each block given what
                 stands before it: :func:`kuosan.discrete.blocks.sample_blocks`.
-            settings: keys of the recipe's section ``sampling`` that are of tokens: solver, steps, guidance,
-                temperature, nucleus.
+            candidates: how many texts are drawn for each, of which the one most like the others is taken:
+                :func:`kuosan.discrete.minimum_risk`.
+            settings: keys of the recipe's section ``sampling`` that are of tokens: guidance, temperature, nucleus,
+                and of diffusion solver and steps.
 
         Raises:
             ValueError: an unknown setting or an impossible value; words that are not in the vocabulary; a prompt, a
                 text to fill in or a length that the model has no room for; blocks of a length that needs none.
         """
-        return self._sampler(self.model, settings, prompt, infill, length, blocks)
+        found = self._sampler(self.model, settings, prompt, infill, length, blocks)
+        return found if candidates is None else replace(found, **with_candidates(candidates, found.how))
 
     def _sampler(
         self,
@@ -111,8 +120,7 @@ class TokenRun(Run):
         blocks: int | None = None,
     ) -> TokenSampler:
         given = {key: value for key, value in settings.items() if value is not None}
-        own = {"solver", "steps", "guidance", "temperature", "nucleus"}
-        if others := sorted(given.keys() - own):
+        if others := sorted(given.keys() - self.choices):
             raise RunError(f"{self.folder} is {self.kind}: it has no {', '.join(others)} to choose")
         try:
             section = Sampling.model_validate(self.recipe.sampling.model_dump() | given)
@@ -166,12 +174,12 @@ class TokenRun(Run):
     def _draw(self, sampler: TokenSampler, seeds: Sequence[int], labels: Tensor | None, **how: Any) -> Drawn: ...
 
     def batches(
-        self, sampler: TokenSampler, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int = 256
+        self, sampler: TokenSampler, seeds: Sequence[int], labels: Tensor | None = None, batch_size: int | None = None
     ) -> Iterator[Tensor]:
         labels = self.labels_for(len(seeds)) if labels is None else labels
-        for first in range(0, len(seeds), batch_size):
-            part = slice(first, first + batch_size)
-            yield self._draw(sampler, seeds[part], None if labels is None else labels[part]).tokens
+        n = sampler.candidates
+        for part, own in candidate_batches(seeds, labels, n, batch_size or self.at_once):
+            yield of_least_risk(self._draw(sampler, part, own).tokens, n)
 
     def draw(self, sampler: TokenSampler, seeds: Sequence[int], labels: Tensor | None = None, **how: Any) -> Drawn:
         """Samples with what they cost.
@@ -193,6 +201,7 @@ class DiscreteRun(TokenRun):
     """Categorical diffusion: under masks, or uniform noise."""
 
     families = ("tokens",)
+    choices = TokenRun.choices | {"solver", "steps"}
     in_blocks = True
 
     @property
@@ -262,8 +271,6 @@ class AutoregressiveRun(TokenRun):
     def _way(
         self, model: AutoregressiveChain, section: Sampling, passes: Sequence[int]
     ) -> tuple[Any, None, dict[str, Any]]:
-        if section.solver.get("kind") != "auto":
-            raise RunError(f"sampling.solver: {self.kind} writes from left to right: drop it")
         own: Autoregressive = model.model.autoregressive
         guided = AutoregressiveGuidance(own, section.guidance) if section.guidance else own
         return guided, None, {"solver": "left to right", "evaluations": self.shape[0]}

@@ -35,11 +35,10 @@ class TextMedium(Medium):
 
     @staticmethod
     def read(section: Data) -> TextData:
-        section.refuse("size", why="of images, and these are texts")
+        section.refuse("size", "channels", why="of images, and these are texts")
         if section.name is not None:
-            section.refuse(
-                "length", "tokens", "vocabulary", "text", "label", why="of texts of your own: this data has its own"
-            )
+            own = ("length", "tokens", "vocabulary", "text", "label", "held_out")
+            section.refuse(*own, why="of texts of your own: this data has its own")
             return text_data.NAMED[section.name]()
         assert section.texts is not None
         assert section.length is not None
