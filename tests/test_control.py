@@ -274,6 +274,17 @@ def test_a_trained_classifier_is_bayes_rule_and_controls(tmp_path):
     assert model.accuracy(data.tokens, data.labels, 0.9) < float(right) - 0.03
 
 
+def said_of_each(model, process, x, t):
+    """F of the mean features of each word, by the densities of the points written out; of texts without padding."""
+    alpha, sigma = (c[:, None, None, None] for c in process.scales(t))
+    start = int(model.embedding.padding)
+    points, frequency = model.embedding.points.detach()[start:].double(), model.frequency[start:].double()
+    apart = ((x.double()[:, :, None] - alpha * points) ** 2).sum(-1, keepdim=True) / (2 * sigma**2)
+    alike = (alpha**2 * points**2).sum(-1, keepdim=True) / (2 * sigma**2)  # of points of one norm the same for all
+    words = torch.softmax(frequency[:, None] - apart + alike, 2)
+    return model.network((words * model.features[start:].double()).sum(2).float(), (-process.log_snr(t) / 8).float())
+
+
 @pytest.mark.parametrize("process", [PROCESS, Process(VE()), Process(Sqrt())], ids=["cosine", "ve", "sqrt"])
 def test_a_classifier_is_its_printed_formula_at_one_time_or_one_for_each(process):
     torch.manual_seed(3)
@@ -282,9 +293,7 @@ def test_a_classifier_is_its_printed_formula_at_one_time_or_one_for_each(process
         nn.init.normal_(p, std=0.3)
     t, x = torch.linspace(0.1, 0.9, 5, dtype=torch.float64), 3 * X_T.float()
     together = model(x, t)
-    alpha, sigma = (c.float()[:, None, None] for c in process.scales(t))
-    r, label = (alpha**2 + sigma**2).sqrt(), (-process.log_snr(t) / 8).float()
-    said = model.bias[L - 1] + (alpha / r * model.network(x / r, label)).mean(1)
+    said = model.bias[L - 1] + said_of_each(model, process, x, t).sum(1)
     torch.testing.assert_close(together, said - said.logsumexp(1, keepdim=True), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together.exp().sum(1), torch.ones(5))
     for k in range(5):
@@ -326,15 +335,13 @@ def padded_classifier(length=3):
 
 
 def test_of_padded_texts_the_words_are_asked_alone():
-    """The mean over the words of what the network says of each; the same however much padding follows."""
+    """The sum over the words of what the network says of each; the same however much padding follows."""
     model = padded_classifier()
     x, t, n = torch.randn(3, 3, D, generator=dice()), torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64), [1, 3, 2]
     ended = torch.arange(3) >= torch.tensor(n)[:, None]
     x[ended] = 0
-    alpha, sigma = (c.float()[:, None, None] for c in PROCESS.scales(t))
-    r, label = (alpha**2 + sigma**2).sqrt(), (-PROCESS.log_snr(t) / 8).float()
-    said = alpha / r * model.network(x / r, label)
-    truth = torch.stack([model.bias[n[k] - 1] + said[k, : n[k]].mean(0) for k in range(3)]).log_softmax(1)
+    said = [said_of_each(model, PROCESS, x[k : k + 1, : n[k]], t[k : k + 1]) for k in range(3)]
+    truth = torch.stack([model.bias[n[k] - 1] + said[k][0].sum(0) for k in range(3)]).log_softmax(1)
     torch.testing.assert_close(model(x, t), truth)
     alone = torch.cat([model(x[k : k + 1, : n[k]], t[k : k + 1]) for k in range(3)])
     torch.testing.assert_close(alone, truth)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kuosan.denoiser import EDM, evaluating, slope
-from kuosan.discrete.embedding import WordEmbedding, noised
+from kuosan.discrete.embedding import WordEmbedding, noised, precision
 from kuosan.discrete.lengths import padded
 from kuosan.discrete.objective import cut
 from kuosan.networks.sequence import SequenceTransformer
@@ -25,19 +25,22 @@ from kuosan.seeds import stream
 from kuosan.solvers import Model
 from kuosan.solvers.guidance import ALWAYS, ClassifierGuidance, Interval
 
-UNIT = EDM(1.0)  # points have a root mean square of 1
+UNIT = EDM(1.0)  # whose label of the time a network can read, whatever the schedule
 
 
 class NoisyClassifier(nn.Module):
-    r"""p(c | x_t, t) of texts whose words are noised points: a small transformer, the mean of what each word says.
+    r"""p(c | x_t, t) of texts whose words are noised points: what x_t says of each word, and a small transformer.
 
-    .. math:: p(c \mid x_t) \propto \exp\Big(b_{n,c} + \frac\alpha r\,F_c\big(\tfrac{x_t}r,\,\cdot\big)\Big),
-        \qquad r = \sqrt{\alpha^2+\sigma^2}
+    .. math:: p(c \mid x_t) \propto \exp\Big(b_{n,c} + \sum_i F_{i,c}\big(h, t\big)\Big), \qquad
+        h_i = \sum_w p(w \mid x_{t,i})\,f_w, \qquad p(w \mid x_t) \propto e^{a_w + \frac\alpha{\sigma^2} x_t\cdot e_w}
 
-    with n the length, which shows at all times. Where there is next to no signal Bayes' rule too says little more than
-    what the length does, of size alpha. Control moves x0-hat by
-    :math:`\sigma^2/\alpha` times the gradient, which makes much of a network's slightest error there: without the
-    factor samples end in the wrong class. Untrained, all classes are as likely.
+    with n the length, which shows at all times, and learned features f and frequencies a of the words. Every word adds
+    to what is said, as in Bayes' rule of independent words. The points are made for telling words apart and say next to
+    nothing of classes; the features are looked up by Bayes' rule in their place.
+
+    Control moves x0-hat by :math:`\sigma^2/\alpha` times the gradient, which makes much of a network's slightest error
+    where there is next to no signal. Through p(w | x_t) the gradient is of size :math:`\alpha/\sigma^2`, as that of
+    Bayes' rule is: the move stays one among points at every time. Untrained, all classes are as likely.
 
     Args:
         embedding: whose points are noised; used as it is, neither trained nor kept here.
@@ -57,7 +60,7 @@ class NoisyClassifier(nn.Module):
         length: int,
         classes: int,
         width: int = 128,
-        depth: int = 2,
+        depth: int = 1,
         heads: int = 4,
         dropout: float = 0.1,
     ):
@@ -67,9 +70,9 @@ class NoisyClassifier(nn.Module):
         self._embedding = [embedding]  # in a list: it is the denoiser's, and kept with it
         self.process, self.classes = process, classes
         self.bias = nn.Parameter(torch.zeros(length, classes))
-        self.network = SequenceTransformer(
-            (length, embedding.size), width, depth, heads, 0, classes, dropout, embedding.padding
-        )
+        self.frequency = nn.Parameter(torch.zeros(embedding.vocabulary))
+        self.features = nn.Parameter(torch.randn(embedding.vocabulary, width))
+        self.network = SequenceTransformer((length, width), width, depth, heads, 0, classes, dropout, embedding.padding)
 
     @property
     def embedding(self) -> WordEmbedding:
@@ -77,15 +80,15 @@ class NoisyClassifier(nn.Module):
 
     def forward(self, x_t: Tensor, t: Time) -> Tensor:
         """log p(c | x_t, t), (B, C), of x_t (B, L, D) at a time for all or for each, (B,)."""
-        skip, _, scale, label = self.process.at(UNIT.coefficients, t)
-        dtype = self.network.first.weight.dtype
+        _, _, _, label = self.process.at(UNIT.coefficients, t)
+        (gain,) = self.process.at(precision, t)
+        dtype = self.features.dtype
         label = torch.as_tensor(label, dtype=dtype, device=x_t.device).expand(len(x_t))
-        said = self.network((expand(scale, x_t) * x_t).to(dtype), label)
         ended = padded(x_t).unsqueeze(-1)
-        n = (~ended).sum(1)
-        said = said.masked_fill(ended, 0.0).sum(1) / n
-        bias = self.bias[n[:, 0] - 1]
-        return torch.log_softmax(bias + expand(skip / scale, said) * said, dim=-1).to(x_t.dtype)
+        words = self.embedding.law(x_t, gain, self.frequency.to(x_t)).log_probs.exp()
+        said = self.network((words.to(dtype) @ self.features).masked_fill(ended, 0.0), label)
+        bias = self.bias[(~ended).sum((1, 2)) - 1]
+        return torch.log_softmax(bias + said.masked_fill(ended, 0.0).sum(1), dim=-1).to(x_t.dtype)
 
     def log_prob(self, x_t: Tensor, t: Time, condition: object) -> Tensor:
         """log p(c | x_t, t) of the class (B,) that is asked of each, (B,); 0 where it is -1, any class.

@@ -137,7 +137,8 @@ def noised(process: Process, vectors: Tensor, t: Tensor | float, noise: Tensor |
     return process.corrupt(vectors, t, noise, **how).masked_fill(padded(vectors).unsqueeze(-1), 0.0)
 
 
-def _precision(process: Process, t: Time) -> tuple[Tensor]:
+def precision(process: Process, t: Time) -> tuple[Tensor]:
+    """lambda = alpha / sigma^2: what x_t . e_w is multiplied by in log N(x_t; alpha e_w, sigma^2 I)."""
     alpha, sigma = process.scales(t)
     return (alpha / sigma**2,)
 
@@ -211,8 +212,8 @@ class EmbeddingDenoiser(Denoiser):
             t = float64(t)
         logits, *_ = self._ask(x_t, t, condition)
         self._check(logits, (*x_t.shape[:-1], self.embedding.vocabulary))
-        (precision,) = self.process.at(_precision, t)
-        log_words = self.embedding.law(x_t, precision, logits).log_probs
+        (gain,) = self.process.at(precision, t)
+        log_words = self.embedding.law(x_t, gain, logits).log_probs
         with torch.autocast(x_t.device.type, enabled=False):
             x_0 = log_words.exp() @ self.embedding.points.to(log_words.dtype)
         return Prediction(self.process, t, x_t, "x0", x_0, None, log_words)
@@ -230,8 +231,8 @@ class EmbeddingDenoiser(Denoiser):
             if prediction.log_levels is None:
                 raise ValueError("this prediction was guided or transformed: only its x0 is left, no law of words")
             return Categorical(prediction.log_levels)
-        (precision,) = self.process.at(_precision, prediction.t)
-        return self.embedding.law(prediction.x_t, precision)
+        (gain,) = self.process.at(precision, prediction.t)
+        return self.embedding.law(prediction.x_t, gain)
 
 
 # -- sampling ---------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from kuosan.training.loop import Trainer
 from kuosan.variance import Choice
 
 #: Of training a classifier of noisy words, where nobody says otherwise.
-CLASSIFIER_STEPS = 600
+CLASSIFIER_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -284,14 +284,14 @@ class EmbeddingRun(DiffusionRun):
 
     _classifier: NoisyClassifier | None = None
 
-    def noisy_classifier(self, steps: int | None = None, batch_size: int = 128) -> NoisyClassifier:
+    def noisy_classifier(self, steps: int | None = None, batch_size: int = 256) -> NoisyClassifier:
         """A classifier of texts whose words are noised points of this model: what control takes the gradient of.
 
         Trained once, on the training texts, and kept in RUN/classifier; trained again if the weights of the model are
         others, or with another number of steps.
 
         Args:
-            steps: of training; default what is kept, or 600.
+            steps: of training; default what is kept, or 1,000.
             batch_size: texts of each step.
 
         Raises:
@@ -319,6 +319,8 @@ class EmbeddingRun(DiffusionRun):
             settings = Training(
                 steps=kept["steps"],
                 batch_size=kept["batch_size"],
+                accumulate=2 if kept["batch_size"] % 2 == 0 else 1,
+                learning_rate=2e-3,
                 warmup=kept["steps"] // 10,
                 weight_decay=0.01,
                 ema=0.99,
