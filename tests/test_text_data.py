@@ -137,6 +137,15 @@ def test_a_line_of_100_000_characters_is_cut_quickly_and_that_is_said(tmp_path, 
     assert found >= 1 if cut is None else found == cut - (kind == "word" and "of" in line)
 
 
+def test_a_link_to_a_folder_of_texts_is_passed_over(tmp_path):
+    """A link to a text is one more text."""
+    for name in ("f/a.txt", "f/b.txt", "elsewhere/c.txt"):
+        write(tmp_path, name, f"the text of {name[-5]}")
+    (tmp_path / "f" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "f" / "d.txt").symlink_to(tmp_path / "elsewhere" / "c.txt")
+    assert sorted(every_text(load(tmp_path / "f", length=4))) == [f"the text of {x}" for x in "abc"]
+
+
 def test_a_byte_order_mark_and_foreign_line_ends_are_no_text(tmp_path):
     data = load(write(tmp_path, "a.txt", b"\xef\xbb\xbfone two\r\ntwo one\rone one\r\n"), length=3)
     assert sorted(every_text(data)) == ["one one", "one two", "two one"]

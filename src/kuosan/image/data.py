@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from kuosan.fetch import cache_folder, catalogue, fetch, to_stderr
+from kuosan.files import is_held_out, visible_files
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,9 @@ def folder(path: str | Path, size: int, channels: int | None = None, held_out: f
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
-        ValueError: `path` is a file; an argument is out of range; the folder has fewer than two readable pictures; or
-            it holds pictures beside sub-folders with pictures, so that it is not clear whether these are classes.
+        ValueError: `path` is a file; it or a folder in it cannot be listed; an argument is out of range; the folder has
+            fewer than two readable pictures; or it holds pictures beside sub-folders with pictures, so that it is not
+            clear whether these are classes.
     """
     channels = 3 if channels is None else channels
     if channels not in (1, 3):
@@ -142,7 +144,7 @@ def folder(path: str | Path, size: int, channels: int | None = None, held_out: f
     root = Path(path)
     names = _find_pictures(root)
     pictures = _read_or_recall(root, names, size, channels)
-    held = _is_held_out(pictures.names, held_out)
+    held = is_held_out(pictures.names, held_out)
     of_class = [name.split("/")[0] if "/" in name else "" for name in pictures.names]
     classes = tuple(sorted(set(of_class)))
     index_of = {name: index for index, name in enumerate(classes)}
@@ -200,7 +202,7 @@ def read_pictures(files: Sequence[str | Path], shape: tuple[int, ...], count: in
     """(names, pixels (N, C, H, W)) of pictures, and of all in the folders among them: :func:`read_picture`.
 
     Raises:
-        ValueError: none at all, no such file or folder, not a picture.
+        ValueError: none at all, no such file or folder, not a picture, or a folder that cannot be listed.
     """
     found: list[Path] = []
     for one in map(Path, files):
@@ -232,7 +234,7 @@ def _find_pictures(root: Path) -> list[str]:
         raise ValueError(f"expected a folder of pictures, but {root} is a file: give the folder that holds it")
     found = sorted(
         name.as_posix()
-        for name in (file.relative_to(root) for file in _visible_files(root))
+        for name in (file.relative_to(root) for file in visible_files(root))
         if name.suffix.lower() in _SUFFIXES
     )
     beside = [name for name in found if "/" not in name]
@@ -245,23 +247,6 @@ def _find_pictures(root: Path) -> list[str]:
             f"sub-folders (such as {inside}): move the first into sub-folders too, one for each class, or all into one"
         )
     return found
-
-
-def _visible_files(root: Path) -> Iterator[Path]:
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        here = Path(folder).resolve()
-        around = (here, *here.parents)  # a link to one of these would go round for ever
-        subfolders[:] = [n for n in subfolders if not n.startswith(".") and Path(folder, n).resolve() not in around]
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
-
-
-def _is_held_out(names: list[str], share: float) -> np.ndarray:
-    """Which names are held out, bool (N,), by their hash; at least one, and never all."""
-    place = np.array([int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") / 2**64 for name in names])
-    held = place < share
-    held[place.argmin()] = True
-    held[place.argmax()] = False
-    return held
 
 
 def _read_or_recall(root: Path, names: list[str], size: int, channels: int) -> _Pictures:

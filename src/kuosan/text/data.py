@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kuosan.fetch import catalogue, fetch
+from kuosan.files import decoded, visible_files
 from kuosan.text.tokenizer import PAD, UNKNOWN, Kind, Tokenizer
 
 
@@ -72,7 +73,8 @@ def load(
 
     A .txt file has a text in each line; a .csv or .jsonl file in the column or key `text` of each row, and its class
     in `label`. In a folder each .txt file, at any depth, is a text, and each sub-folder a class. Texts in the folder
-    itself, or in only one sub-folder, have no classes; names that start with a dot are passed over.
+    itself, or in only one sub-folder, have no classes; names that start with a dot and links to folders are passed
+    over.
 
     White space around a text is dropped, and an empty text left out. `numpy.random.default_rng(0).permutation(N)` makes
     the split: its last ones are held out, at least one. A training text that is also held out is dropped.
@@ -85,8 +87,9 @@ def load(
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
-        ValueError: an argument is out of range; the file is of an unknown kind, not UTF-8 or damaged; a column is
-            missing; there are fewer than two texts or classes; or all tokens of a part are unknown.
+        ValueError: an argument is out of range; the file is of an unknown kind, not UTF-8 or damaged; a folder cannot
+            be listed; a column is missing; there are fewer than two texts or classes; or all tokens of a part are
+            unknown.
         ImportError: the library `tokenizers` is not installed.
     """
     if not 0 < held_out < 1:
@@ -146,7 +149,7 @@ def poems() -> TextData:
         FetchError: the data are not in the cache and cannot be downloaded (0.5 MB from Debian).
         ImportError: the library `tokenizers` is not installed.
     """
-    content = _decoded(fetch("tang-poems") / "fortunes-zh" / "usr" / "share" / "games" / "fortunes" / "tang300")
+    content = _content(fetch("tang-poems") / "fortunes-zh" / "usr" / "share" / "games" / "fortunes" / "tang300")
     whole = re.split(r"^%\s*$", re.sub(r"\x1b\[[0-9;]*m", "", content), flags=re.MULTILINE)
     found = [pieces for poem in whole if (pieces := _pieces(poem, 64))]
     rows, groups = zip(*(((piece, None), i) for i, pieces in enumerate(found) for piece in pieces), strict=True)
@@ -175,7 +178,7 @@ def _about(name: str) -> dict[str, str]:
 
 def _synsets(file: Path, classes: dict[str, str] | None) -> Iterator[Row]:
     """Each gloss and its class; without `classes`, all are verbs."""
-    for line in _decoded(file).splitlines():
+    for line in _content(file).splitlines():
         if not line.startswith("  "):  # as the licence does
             fields, gloss = line.split(" | ", 1)
             name = classes.get(fields.split(" ", 2)[1]) if classes else "verb"
@@ -197,23 +200,17 @@ def _pieces(poem: str, longest: int) -> list[str]:
     return pieces
 
 
-def _decoded(file: Path) -> str:
-    """A file's content with line ends "\\n", and without the mark that some editors begin UTF-8 with."""
-    content = file.read_bytes()
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        at, line = error.start, content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{file}: byte {at:,} (0x{content[at]:02x}), in line {line:,}, is not UTF-8") from None
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+def _content(file: Path) -> str:
+    """A file's text, with line ends "\\n"."""
+    return decoded(file).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _lines(file: Path, text: str, label: str | None) -> Iterator[Row]:
-    return ((line, None) for line in _decoded(file).removesuffix("\n").split("\n"))
+    return ((line, None) for line in _content(file).removesuffix("\n").split("\n"))
 
 
 def _csv(file: Path, text: str, label: str | None) -> Iterator[Row]:
-    table = csv.DictReader(io.StringIO(_decoded(file), newline=""), restval="")
+    table = csv.DictReader(io.StringIO(_content(file), newline=""), restval="")
     try:
         for name in filter(None, (text, label)):
             if name not in (table.fieldnames or ()):
@@ -225,7 +222,7 @@ def _csv(file: Path, text: str, label: str | None) -> Iterator[Row]:
 
 
 def _jsonl(file: Path, text: str, label: str | None) -> Iterator[Row]:
-    for number, line in enumerate(_decoded(file).split("\n"), 1):
+    for number, line in enumerate(_content(file).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{file}: line {number:,}"
@@ -247,15 +244,15 @@ def _class_in(row: dict, label: str | None, where: str) -> str | None:
 
 
 def _folder(folder: Path, text: str, label: str | None) -> Iterator[Row]:
-    names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() == ".txt")
-    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    files = visible_files(folder, links=False)
+    names = sorted(file.relative_to(folder) for file in files if file.suffix.lower() == ".txt")
     beside = sum(len(name.parts) == 1 for name in names)
     if not names:
         raise ValueError(f"{folder} holds no texts: expected files that end in .txt")
     if 0 < beside < len(names):
         raise ValueError(f"{folder} holds {beside:,} texts itself and others in sub-folders: move all into sub-folders")
     one = beside or len({name.parts[0] for name in names}) == 1
-    return ((_decoded(folder / name), None if one else name.parts[0]) for name in names)
+    return ((_content(folder / name), None if one else name.parts[0]) for name in names)
 
 
 _READERS = {".txt": _lines, ".csv": _csv, ".jsonl": _jsonl}

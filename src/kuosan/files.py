@@ -1,0 +1,61 @@
+"""What all kinds of data share in reading folders: which files are in one, which are held out, and text in UTF-8."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def visible_files(folder: Path, *, links: bool = True) -> Iterator[Path]:
+    """Every file in a folder, at any depth, in no order; names that start with a dot are passed over.
+
+    Args:
+        links: follow links to other folders, but not to those that the link is in. Links to files always count.
+
+    Raises:
+        ValueError: the folder, or one in it, cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"the folder {error.filename} cannot be listed: {error.strerror}")
+
+    for place, subfolders, files in os.walk(folder, onerror=refuse, followlinks=links):
+        here = Path(place).resolve()
+        around = (here, *here.parents)  # a link to one of these would go round for ever
+        subfolders[:] = [n for n in subfolders if not n.startswith(".") and Path(place, n).resolve() not in around]
+        yield from (Path(place, name) for name in files if not name.startswith("."))
+
+
+def is_held_out(names: Sequence[str], share: float) -> np.ndarray:
+    r"""Which of some names are held out, bool (N,): those whose hash, the same on every machine, is below the share.
+
+    .. math:: h = 2^{-64} \sum_{i=0}^{7} 256^{7-i} \, \mathrm{SHA256}(\text{name})_i \in [0, 1)
+
+    Names added later move no other one, except that the lowest hash is always held out and the highest never.
+
+    Args:
+        names: of at least two, so that both parts have one.
+        share: between 0 and 1.
+    """
+    place = np.array([int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") / 2**64 for name in names])
+    held = place < share
+    held[place.argmin()] = True
+    held[place.argmax()] = False
+    return held
+
+
+def decoded(file: Path) -> str:
+    """A file's text in UTF-8, line ends as they are, without the mark that some editors begin UTF-8 with.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8; says at which byte and line.
+    """
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        at, line = error.start, content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{file}: byte {at:,} (0x{content[at]:02x}), in line {line:,}, is not UTF-8") from None
