@@ -47,6 +47,7 @@ def rounding(run: EmbeddingRun, settings: dict[str, Any], most: int) -> dict[str
     labels = part.labels[chosen] if run.conditional else None
     return {
         "time": float(last),
+        "log_snr": float(denoiser.process.log_snr(last)),
         "accuracy": rounding_accuracy(denoiser, part.tokens[chosen], float(last), labels),
         "smallest_distance": denoiser.embedding.smallest_distance(),
     }
@@ -84,7 +85,7 @@ def main() -> None:
     print(
         f"the classifier of noisy held-out texts is right of {said}; the judge of clean ones {run.judge.accuracy:.1%}"
     )
-    print("rounding at t = {time:.4g}: {accuracy:.2%} of held-out words; ".format_map(found["rounding"]), end="")
+    print("rounding at log-SNR {log_snr:.2g}: {accuracy:.2%} of held-out words; ".format_map(found["rounding"]), end="")
     print(f"smallest distance {found['rounding']['smallest_distance']:.3f}")
     real = found["real"]
     print(f"\n{'':34s}{'fluency':>9s}{'as asked':>17s}{'perplexity':>12s}{'distinct-2':>12s}{'copied':>9s}{'s':>7s}")

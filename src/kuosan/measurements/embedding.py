@@ -115,7 +115,7 @@ class EmbeddingMeasurements(TextMeasurements):
         return {
             "rounded": rounding_accuracy(run.denoiser, tokens, table.times[-1], condition),
             "texts": len(tokens),
-            "time": table.times[-1],
+            "log_snr": float(run.denoiser.process.log_snr(table.times[-1])),
             "smallest": run.denoiser.embedding.smallest_distance(),
             "apart": (2 * run.denoiser.embedding.size) ** 0.5,
         }, None
