@@ -154,7 +154,8 @@ def _sample(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         labels = torch.tensor([asked[i % len(asked)] for i in range(len(seeds))])
     folder = Path(options.out) if options.out else None
     result = save_samples(run, seeds, labels, folder, options.batch_size, **_settings(options))
-    words = f"{len(result['samples'])} samples, {result['evaluations']:g} evaluations each ({result['solver']})"
+    n = len(result["samples"])
+    words = f"{n} sample{'s' * (n != 1)}, {result['evaluations']:g} evaluations each ({result['solver']})"
     return result, f"{run.medium.glimpse(result['samples'])}{words}: {result['sheet']}"
 
 

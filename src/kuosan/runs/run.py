@@ -131,11 +131,11 @@ class Run(ABC):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.info["shape"])
+        return self.medium.shape
 
     @property
     def levels(self) -> int:
-        return self.info["levels"]
+        return self.medium.levels
 
     @property
     def classes(self) -> tuple[str, ...] | None:
