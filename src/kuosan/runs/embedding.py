@@ -39,7 +39,7 @@ from kuosan.training.loop import Trainer
 from kuosan.variance import Choice
 
 #: Of training a classifier of noisy words, where nobody says otherwise.
-CLASSIFIER_STEPS = 1000
+CLASSIFIER_STEPS = 3000
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ class EmbeddingRun(DiffusionRun):
         others, or with another number of steps.
 
         Args:
-            steps: of training; default what is kept, or 1,000.
+            steps: of training; default what is kept, or 3,000.
             batch_size: texts of each step.
 
         Raises:
