@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--weights", type=float, nargs="+", default=[0, 1, 2, 5, 10], help="of control")
     parser.add_argument("--gradients", type=int, nargs="+", default=[1, 3], help="at each time, of control")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[0, 1, 2, 4], help="classifier-free weights")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[0, 0.5, 1, 2], help="classifier-free weights")
     parser.add_argument("--classifier-steps", type=int, help="of its training (default: what is kept, or 3,000)")
     parser.add_argument("--solver", default="auto", help="the kind; default auto")
     parser.add_argument("--steps", type=int, help="default the recipe's")

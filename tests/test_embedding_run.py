@@ -418,6 +418,8 @@ def test_own_texts_are_scored_line_by_line(run, tmp_path, capsys):
         (["--class", "mineral"], "no class 'mineral'; there are animal, plant"),
         (["--solver", "remasking"], "must be one of"),
         (["--corrector", "langevin", "--prompt", "the"], "drop it"),
+        (["--corrections", 1], "corrections are by given words"),
+        (["--batch-size", 0], "batch_size must be at least 1"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(run, options, said, capsys):

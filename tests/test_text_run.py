@@ -326,6 +326,7 @@ def test_a_model_that_lacks_what_is_asked_for_says_so(run, uniform, autoregressi
         (autoregressive, ["--solver", "euler"], "it has no solver to choose"),
         (autoregressive, ["--steps", 5], "it has no steps to choose"),
         (run, ["--candidates", 0], "candidates are at least 1"),
+        (run, ["--batch-size", -3], "batch_size must be at least 1"),
     ):
         code, _, err = say(capsys, "sample", one.folder, *options)
         assert (code, words in err) == (2, True), err

@@ -91,17 +91,17 @@ class Gaussian:
 
     def affine(self, scale: Tensor | float, shift: Tensor | float = 0.0, variance: Tensor | float = 0.0) -> Gaussian:
         """The law of ``scale * x + shift + noise`` where x has this law and the noise has the given variance."""
-        return Gaussian(scale * self.mean + shift, scale**2 * self.variance + variance)
+        return replace(self, mean=scale * self.mean + shift, variance=scale**2 * self.variance + variance)
 
     def __add__(self, other: Gaussian) -> Gaussian:
         """The law of the sum of two independent Gaussians."""
-        return Gaussian(self.mean + other.mean, self.variance + other.variance)
+        return replace(self, mean=self.mean + other.mean, variance=self.variance + other.variance)
 
     def __mul__(self, other: Gaussian) -> Gaussian:
         """The normalised product of two densities: precisions add (completing the square)."""
         total = self.variance + other.variance
         mean = (self.mean * other.variance + other.mean * self.variance) / total
-        return Gaussian(mean, self.variance * other.variance / total)
+        return replace(self, mean=mean, variance=self.variance * other.variance / total)
 
     def given(self, y: Tensor, scale: Tensor | float, variance: Tensor | float) -> Gaussian:
         r"""Bayes' rule: the law of x after seeing :math:`y = \text{scale}\cdot x + \text{noise}`.

@@ -74,7 +74,7 @@ class AutoencoderRun(Run):
     ) -> Iterator[Tensor]:
         if labels is not None:
             raise RunError(f"{self.folder} was trained without classes: none can be asked for")
-        batch_size = batch_size or self.at_once
+        batch_size = self.together(batch_size)
         for begin in range(0, len(seeds), batch_size):
             yield self.medium.outputs(self._draw(self.autoencoder, sampler, seeds[begin : begin + batch_size]))
 

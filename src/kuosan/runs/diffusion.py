@@ -191,7 +191,7 @@ class DiffusionRun(Run):
             condition=self.labels_for(len(seeds)) if labels is None else labels,
             transform=sampler.transform,
             corrector=sampler.corrector,
-            batch_size=batch_size or self.at_once,
+            batch_size=self.together(batch_size),
             device=device(),
         ):
             yield self.kept(pixels, sampler)

@@ -208,6 +208,8 @@ class EmbeddingRun(DiffusionRun):
         if settings.get("known") is not None or settings.get("mask") is not None:
             raise RunError(f"{self.folder} is of words: give a prompt, or a text to fill in, in the place of a picture")
         points = None
+        if known is None and settings.get("corrections"):
+            raise RunError("corrections are by given words: give a prompt, or a text to fill in")
         if known is not None:
             with torch.no_grad():
                 points = self.denoiser.embedding(known.clamp_min(0)[None].to(device()))[0].cpu()
@@ -271,7 +273,7 @@ class EmbeddingRun(DiffusionRun):
         if labels is not None and len(labels) != len(seeds):
             raise ValueError(f"one condition for each seed expected: {len(seeds)} seeds, {len(labels)} conditions")
         n = sampler.candidates
-        for part, own in candidate_batches(seeds, labels, n, batch_size or self.at_once):
+        for part, own in candidate_batches(seeds, labels, n, self.together(batch_size)):
             yield of_least_risk(sampler.draw(part, own), n)
 
     def draw_while_training(self, model: EmbeddingDenoiser, seeds: Sequence[int]) -> Tensor:  # type: ignore[override]

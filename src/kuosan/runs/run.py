@@ -220,6 +220,12 @@ class Run(ABC):
             batch_size: default ``at_once``.
         """
 
+    def together(self, batch_size: int | None) -> int:
+        """How many samples are drawn together: so many, or ``at_once``. Raises ValueError for less than 1."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        return self.at_once if batch_size is None else batch_size
+
     @abstractmethod
     def check(self, model: Any) -> None:
         """Refuses, before training, what sampling and measuring will not be able to do."""

@@ -178,7 +178,7 @@ class TokenRun(Run):
     ) -> Iterator[Tensor]:
         labels = self.labels_for(len(seeds)) if labels is None else labels
         n = sampler.candidates
-        for part, own in candidate_batches(seeds, labels, n, batch_size or self.at_once):
+        for part, own in candidate_batches(seeds, labels, n, self.together(batch_size)):
             yield of_least_risk(self._draw(sampler, part, own).tokens, n)
 
     def draw(self, sampler: TokenSampler, seeds: Sequence[int], labels: Tensor | None = None, **how: Any) -> Drawn:
@@ -271,6 +271,8 @@ class AutoregressiveRun(TokenRun):
     def _way(
         self, model: AutoregressiveChain, section: Sampling, passes: Sequence[int]
     ) -> tuple[Any, None, dict[str, Any]]:
+        if section.solver.get("kind") != "auto":
+            raise RunError(f"sampling.solver: {self.kind} writes from left to right: drop it")
         own: Autoregressive = model.model.autoregressive
         guided = AutoregressiveGuidance(own, section.guidance) if section.guidance else own
         return guided, None, {"solver": "left to right", "evaluations": self.shape[0]}
