@@ -22,8 +22,10 @@ from kuosan.discrete.lengths import PAD, Lengths
 from kuosan.discrete.objective import DiffusionLM, TokenBound, WordCrossEntropy
 from kuosan.learned import Continuous, LearnedSchedule
 from kuosan.networks import NETWORKS, Energy
+from kuosan.networks.frames import Frames
 from kuosan.networks.sequence import SequenceTransformer
 from kuosan.networks.tokens import TokenTransformer
+from kuosan.networks.wave import WaveGrad, WaveNet
 from kuosan.objectives import Objective
 from kuosan.process import Grid, Process
 from kuosan.recipe import Recipe, RecipeError, explain
@@ -75,6 +77,8 @@ TOKEN_PROCESSES: dict[str, Callable] = {
 TOKEN_NETWORKS: dict[str, Callable] = {"tokens": TokenTransformer}
 #: Of words as points.
 SEQUENCE_NETWORKS: dict[str, Callable] = {"sequence": SequenceTransformer}
+#: Of speech, told a mel: of its frames, or of the wave itself.
+SPEECH_NETWORKS: dict[str, Callable] = {"frames": Frames, "wavenet": WaveNet, "wavegrad": WaveGrad}
 #: Of a token rule; of a continuous model there are the solvers.
 TOKEN_RULES: dict[str, Callable] = {"auto": RULES["ancestral"], **RULES}
 #: Parameters that are themselves a table with a kind.
@@ -95,6 +99,8 @@ FROM_DATA = (
     "length",
     "causal",
     "padding",
+    "given",
+    "hop",
 )
 #: The earliest noisy time of the continuous bound of tokens: before it one of a thousand is noise.
 EARLIEST = 1e-3
@@ -106,6 +112,7 @@ SECTIONS: dict[str, Mapping[str, Callable]] = {
     "network": NETWORKS,
     "network, of tokens": TOKEN_NETWORKS,
     "network, of words as points": SEQUENCE_NETWORKS,
+    "network, of speech": SPEECH_NETWORKS,
     "objective": OBJECTIVES,
     "sampling.solver": SOLVERS,
     "sampling.solver, of tokens": TOKEN_RULES,
@@ -214,7 +221,7 @@ def make_model(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: int
             "process.kind: of texts is masked, uniform or autoregressive, or any other one with a section [embedding]"
         )
     if recipe.autoencoder is None:
-        return make_denoiser(recipe, shape, levels, classes)
+        return make_denoiser(recipe, shape, levels or None, classes)
     given: dict[str, Any] = {"shape": shape, "levels": levels}
     if recipe.process is not None:
         given["prior"] = lambda latent: DiffusionChain(
@@ -270,13 +277,15 @@ def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int | None, cl
     Raises:
         RecipeError: settings that do not go together.
     """
-    section = recipe.denoiser
+    section, speech = recipe.denoiser, recipe.data.speech
     process = make_process(recipe)
     by_level = section.predicts == "levels"
+    told = {} if speech is None else {"given": speech.mels, "hop": speech.hop}
     network = make(
-        NETWORKS,
+        NETWORKS if speech is None else SPEECH_NETWORKS,
         recipe.network or {},
         "network",
+        **told,
         shape=shape,
         classes=classes if recipe.data.conditional else 0,
         outputs=(levels or 1) if by_level else 1 + section.learned_variance,

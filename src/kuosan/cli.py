@@ -112,6 +112,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {"guidance": options.guidance}
     for name in (
         *("steps", "rescale", "interval", "threshold", "precision", "weak", "known", "mask", "corrections"),
+        *("input", "griffin_lim"),
         *("prompt", "infill", "length", "candidates", "temperature", "nucleus", "control", "control_steps"),
     ):
         settings[name] = getattr(options, name, None)
@@ -140,7 +141,7 @@ def _sample(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan.samples import save_samples
 
     run = load(options.run)
-    count = options.count if options.count is not None or options.seeds is not None else 16
+    count = options.count if options.count is not None or options.seeds is not None else len(options.input or "") or 16
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     seeds = options.seeds if options.seeds is not None else list(range(count))
@@ -408,6 +409,13 @@ def _parser() -> argparse.ArgumentParser:
         help="hold a part of this picture, draw the rest; it and the mask are cropped and scaled",
     )
     draw.add_argument("--mask", metavar="PICTURE", help="white where it is drawn anew, black where it is held")
+    draw.add_argument(
+        "--input",
+        nargs="+",
+        metavar="FILE",
+        help="of a vocoder: sound files that are analysed and made anew, or mels (.npz); default: held-out clips",
+    )
+    draw.add_argument("--griffin-lim", type=int, metavar="N", help="of a vocoder of magnitudes: iterations for phases")
     draw.add_argument("--prompt", metavar="TEXT", help="of texts: how each begins")
     draw.add_argument("--infill", metavar="TEXT", help='of texts: a text with "_" for each token that is to be drawn')
     draw.add_argument("--length", type=int, help="of texts: how many tokens each has (default: drawn)")
@@ -428,7 +436,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help="of texts: draw so many for each, and take the one most like the others",
     )
-    draw.add_argument("--temperature", type=float, help="of texts: under 1, likelier tokens more often")
+    draw.add_argument("--temperature", type=float, help="of texts and speech: under 1, what is likelier")
     draw.add_argument("--nucleus", type=float, help="of texts: only the likeliest tokens, of this total probability")
     draw.add_argument("--corrections", type=int, help="of what is drawn, by what is held; default 0")
     draw.add_argument("--batch-size", type=int, help="samples at once (default 256; of words as points 1024)")

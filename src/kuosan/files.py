@@ -1,11 +1,13 @@
-"""What all kinds of data share in reading folders: which files are in one, which are held out, and text in UTF-8."""
+"""What all kinds of data share in files: which are in a folder, which are held out, text in UTF-8, pictures to look at."""
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 
 def visible_files(folder: Path, *, links: bool = True) -> Iterator[Path]:
@@ -59,3 +61,12 @@ def decoded(file: Path) -> str:
     except UnicodeDecodeError as error:
         at, line = error.start, content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{file}: byte {at:,} (0x{content[at]:02x}), in line {line:,}, is not UTF-8") from None
+
+
+def save_png(picture: Image.Image, path: Path, notes: Mapping[str, object]) -> None:
+    """Write a PNG whose text fields say where it came from (``seed``, ``run``, ...)."""
+    text = PngInfo()
+    for key, value in notes.items():
+        text.add_text(key, str(value))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, pnginfo=text)

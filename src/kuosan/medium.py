@@ -67,7 +67,7 @@ class Medium(ABC):
 
     @property
     def levels(self) -> int:
-        """How many values a coordinate may have."""
+        """How many values a coordinate may have; 0 where they are real numbers."""
         return self.info["levels"]
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ class Medium(ABC):
 
     @staticmethod
     @abstractmethod
-    def describe(data: Any) -> dict[str, Any]:
+    def describe(section: Data, data: Any) -> dict[str, Any]:
         """Of the data, for run.json: ``shape``, ``levels``, and ``parts``, tensors and words that tell it from other
         data."""
 
@@ -98,8 +98,16 @@ class Medium(ABC):
     # -- what a model sees --------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def inputs(self, part: Any, index: Tensor) -> Tensor:
-        """x_0 of some examples of a part."""
+    def batch(self, part: Any, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x_0 of some examples of a part, and what a model is told of each; None where it is told nothing."""
+
+    def labels(self, part: Any, index: Tensor) -> Tensor | None:
+        """The classes of some examples of a part, if the recipe wants that a model is told them."""
+        return part.labels[index] if self.section.conditional else None
+
+    def size(self, part: Any) -> int:
+        """How many examples a part has."""
+        return len(part)
 
     def arranged(self, part: Any, index: Tensor) -> Tensor:
         """The same examples in an order in which neighbours make the cheapest batches."""
@@ -178,19 +186,18 @@ class Medium(ABC):
 class TrainingExamples:
     """The training examples of a medium as the training loop reads them."""
 
-    def __init__(self, medium: Medium, conditional: bool):
+    def __init__(self, medium: Medium):
         self._medium, self._part = medium, medium.data.train
-        self._labels = self._part.labels if conditional else None
         self.shape = medium.shape
 
     def __len__(self) -> int:
-        return len(self._part)
+        return self._medium.size(self._part)
 
     def arranged(self, index: Tensor) -> Tensor:
         return self._medium.arranged(self._part, index)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._medium.inputs(self._part, index), None if self._labels is None else self._labels[index]
+        return self._medium.batch(self._part, index)
 
 
 def fingerprint(described: Mapping[str, Any]) -> str:
@@ -209,11 +216,21 @@ def medium_of(section: Data) -> type[Medium]:
     """
     from kuosan.image.data import NAMED as IMAGES
     from kuosan.image.medium import ImageMedium
+    from kuosan.speech.data import NAMED as RECORDINGS
+    from kuosan.speech.medium import SpeechMedium
     from kuosan.text.data import NAMED as TEXTS
     from kuosan.text.medium import TextMedium
 
-    if section.name is not None and section.name not in (*IMAGES, *TEXTS):
-        raise RecipeError(f"data.name: must be one of {', '.join((*IMAGES, *TEXTS))}, got {section.name!r}")
+    named = (*IMAGES, *TEXTS, *RECORDINGS)
+    if section.name is not None and section.name not in named:
+        raise RecipeError(f"data.name: must be one of {', '.join(named)}, got {section.name!r}")
+    if section.name is not None and (section.speech is not None) != (section.name in RECORDINGS):
+        raise RecipeError(
+            f"data.name: {section.name} "
+            + ("is speech: add a table [data.speech]" if section.speech is None else "is not speech: drop data.speech")
+        )
+    if section.speech is not None:
+        return SpeechMedium
     return TextMedium if section.texts is not None or section.name in TEXTS else ImageMedium
 
 

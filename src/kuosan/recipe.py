@@ -31,11 +31,36 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Data(Section):
-    """What to learn: a named data set, a folder of images, or a file or folder of texts."""
+class Speech(Section):
+    """Of recordings: how they are read, the constants of their mel, and what of them is diffused."""
 
-    name: Annotated[str | None, Field(description="a named data set: digits, mnist, glosses or tang-poems")] = None
-    folder: Annotated[str | None, Field(description="or a folder of images; its sub-folders are the classes")] = None
+    state: Annotated[
+        Literal["magnitude", "spectrum", "wave"],
+        Field(description="what is diffused, given the mel: log-magnitudes, complex spectra, or the wave itself"),
+    ] = "magnitude"
+    frames: Annotated[int, Field(ge=1, le=4096, description="frames of the mel in a training window")] = 64
+    trim: Annotated[bool, Field(description="take off silence at both ends of a recording")] = False
+    rate: Annotated[int, Field(ge=1000, le=192_000, description="samples a second that recordings are brought to")] = (
+        16000
+    )
+    n_fft: Annotated[int, Field(ge=16, le=2**16, description="samples of a frame, and of its window")] = 1024
+    hop: Annotated[Count, Field(description="samples from a frame to the next, at most n_fft / 4")] = 256
+    mels: Annotated[Count, Field(description="rows of the mel")] = 80
+    low: Annotated[float, Field(ge=0, description="where the lowest of them begins, in Hz")] = 0.0
+    high: Annotated[Positive, Field(description="where the highest ends, in Hz")] = 8000.0
+    floor: Annotated[Positive, Field(description="what the logarithm does not go below")] = 1e-5
+
+
+class Data(Section):
+    """What to learn: a named data set, a folder of images or recordings, or a file or folder of texts."""
+
+    name: Annotated[
+        str | None, Field(description="a named data set: digits, mnist, glosses, tang-poems or asterisk-en")
+    ] = None
+    folder: Annotated[
+        str | None,
+        Field(description="or a folder: of images, whose sub-folders are the classes; with data.speech, of recordings"),
+    ] = None
     texts: Annotated[
         str | None, Field(description="or texts: a .txt (one a line), .csv or .jsonl file, or a folder of .txt files")
     ] = None
@@ -52,6 +77,7 @@ class Data(Section):
     label: Annotated[str | None, Field(description="and the one that holds its class")] = None
     held_out: Annotated[float, Field(gt=0, lt=1, description="share of your own data kept for measuring")] = 0.05
     conditional: Annotated[bool, Field(description="tell the network each example's class")] = False
+    speech: Annotated[Speech | None, Field(description="of recordings: the table data.speech")] = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -59,7 +85,9 @@ class Data(Section):
             raise ValueError(
                 "give name (a named data set), folder (of your own images) or texts (your own), one of them"
             )
-        if self.folder is not None and self.size is None:
+        if self.speech is not None and (self.texts is not None or self.conditional):
+            raise ValueError("speech is recordings without classes: drop texts and conditional")
+        if self.folder is not None and self.size is None and self.speech is None:
             raise ValueError("a folder needs size, the side in pixels that its images are cropped and resized to")
         if self.texts is not None and self.length is None:
             raise ValueError("texts need length, the tokens that each is padded or cut to")
@@ -136,7 +164,8 @@ class Sampling(Section):
     )
     grid: Annotated[dict[str, Any] | None, Field(description="kind = karras | ..., of its times; none: its own")] = None
     steps: Annotated[Count, Field(description="steps from noise to data")] = 20
-    temperature: Annotated[Positive, Field(description="of tokens: under 1, the likelier ones more often")] = 1.0
+    temperature: Annotated[Positive, Field(description="of tokens and speech: under 1, what is likelier")] = 1.0
+    griffin_lim: Annotated[int, Field(ge=0, le=10_000, description="iterations that find the phases of speech")] = 32
     nucleus: Annotated[
         float, Field(gt=0, le=1, description="of tokens: only the likeliest, of this total probability")
     ] = 1.0
@@ -200,12 +229,18 @@ class Recipe(Section):
     def _fits_together(self) -> Recipe:
         if self.of_tokens:
             self._of_tokens_alone()
+        if self.data.speech is not None:
+            self._of_speech()
+        elif self.sampling.griffin_lim != Sampling().griffin_lim:
+            raise ValueError("sampling.griffin_lim is of speech: drop it")
         if self.embedding is not None:
             self._of_embeddings()
         elif self.denoiser.predicts == "words":
             raise ValueError('denoiser.predicts = "words" is of texts as points: add a section [embedding]')
-        if not self.of_tokens and (self.sampling.temperature, self.sampling.nucleus) != (1.0, 1.0):
-            raise ValueError("sampling.temperature and nucleus are of tokens, which this model does not draw")
+        drawn = {"temperature": self.of_tokens or self.data.speech is not None, "nucleus": self.of_tokens}
+        for name, fits in drawn.items():
+            if not fits and getattr(self.sampling, name) != 1.0:
+                raise ValueError(f"sampling.{name} is not of this kind of model, which draws pixels or words as points")
         if self.autoencoder is None:
             missing = [name for name in ("process", "network") if getattr(self, name) is None]
             if missing:
@@ -237,9 +272,11 @@ class Recipe(Section):
 
     @property
     def family(self) -> str:
-        """The kind of model: autoencoder, diffusion, embedding, tokens (diffusion of them) or autoregressive."""
+        """The kind of model: autoencoder, diffusion, vocoder, embedding, tokens (diffusion of them) or autoregressive."""
         if self.autoencoder is not None:
             return "autoencoder"
+        if self.data.speech is not None:
+            return "vocoder"
         if self.embedding is not None:
             return "embedding"
         kind = (self.process or {}).get("kind")
@@ -251,6 +288,14 @@ class Recipe(Section):
     def of_tokens(self) -> bool:
         """Whether the process is one of tokens."""
         return self.family in ("tokens", "autoregressive")
+
+    def _of_speech(self) -> None:
+        if self.autoencoder is not None or self.embedding is not None or self.of_tokens:
+            raise ValueError("speech takes a diffusion model of its own kind: process and network, no other section")
+        if self.sampling.clip or self.sampling.threshold:
+            raise ValueError("sampling.clip and threshold are of pixels, which lie in [-1, 1]: set clip = false")
+        if self.denoiser.predicts in ("levels", "energy"):
+            raise ValueError(f'denoiser.predicts = "{self.denoiser.predicts}" is not of speech: take x0, eps or v')
 
     def _of_embeddings(self) -> None:
         if self.autoencoder is not None or (self.process or {}).get("kind") in TOKEN_PROCESSES:

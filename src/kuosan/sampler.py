@@ -194,6 +194,8 @@ class TunedTables:
             "clip": section.clip,
             "threshold": section.threshold,
         }
+        if section.temperature != 1:
+            found["temperature"] = section.temperature
         if section.guidance:
             found |= {"interval": plain(section.interval), "rescale": section.rescale}
         if settings.weak is not None:

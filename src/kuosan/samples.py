@@ -49,10 +49,9 @@ def save_samples(
         sampler = run.sampler(**settings)
         how = {"run": str(run.folder), "step": run.step} | sampler.how
         files: list[dict[str, Any]] = []
-        for i, seed in enumerate(seeds):
+        for i, name in enumerate(run.names(sampler, seeds, labels)):
             named = {"class": run.classes[int(labels[i])]} if run.classes and labels is not None else {}
-            name = f"seed-{seed:06d}{'-' + named['class'] if named else ''}{run.medium.suffix}"
-            files.append({"file": str(folder / name), "seed": seed} | named)
+            files.append({"file": str(folder / f"{name}{run.medium.suffix}"), "seed": seeds[i]} | named)
         mine = range(processes.rank, len(seeds), processes.size)
         progress = Progress("samples") if processes.first else None
         done = 0
@@ -67,10 +66,11 @@ def save_samples(
                 if progress:
                     progress(done, len(mine))
         processes.any(False)  # all have written theirs
-        result = how | {"sheet": str(folder / f"sheet{run.medium.suffix}"), "samples": files}
+        result: dict[str, Any] = how | {"sheet": "", "samples": files}
         if processes.first:
             shown = [Path(one["file"]) for one in files[:SHEET]]
             columns = len(run.classes) if run.conditional and run.classes and labels is not None else None
-            run.medium.sheet(shown, folder / "sheet", columns, how | {"seeds": seeds[:SHEET]})
+            notes = how | {"seeds": seeds[:SHEET]}
+            result["sheet"] = str(run.sheet(sampler, shown, columns, folder / "sheet", notes))
             (folder / "samples.json").write_text(json.dumps(plain(result), indent=2, ensure_ascii=False), "utf-8")
     return result

@@ -40,7 +40,7 @@ def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run
     recipe = _with_whole_paths(recipe)
     with joined() as processes:
         data = read_data(recipe.data)
-        described = medium_of(recipe.data).describe(data)
+        described = medium_of(recipe.data).describe(recipe.data, data)
         torch.manual_seed(stream("weights", recipe.seed).initial_seed())
         model = make_model(recipe, tuple(described["shape"]), described["levels"], len(data.classes or ()))
         if recipe.training.start is not None:
@@ -54,7 +54,7 @@ def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run
         trainer = Trainer(
             model=model,
             objective=objective,
-            source=TrainingExamples(run.medium, recipe.data.conditional),
+            source=TrainingExamples(run.medium),
             settings=recipe.training,
             seed=recipe.seed,
             store=run.store,

@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from kuosan.fetch import to_stderr
+from kuosan.files import save_png
 from kuosan.image import data as image_data
 from kuosan.image.data import Examples, ImageData, to_levels, to_pixels
 from kuosan.image.judge import Judge
-from kuosan.image.pictures import good_scale, save_png, sheet, to_image
+from kuosan.image.pictures import good_scale, sheet, to_image
 from kuosan.medium import Medium, Unit
 from kuosan.recipe import Data, RecipeError
 
@@ -38,7 +39,7 @@ class ImageMedium(Medium):
         return image_data.folder(Path(section.folder).expanduser(), section.size, section.channels, section.held_out)
 
     @staticmethod
-    def describe(data: ImageData) -> dict[str, Any]:
+    def describe(section: Data, data: ImageData) -> dict[str, Any]:
         parts = [repr((data.level_count, data.classes)).encode()]
         for part in (data.train, data.held_out):
             for tensor in (part.levels, part.labels):
@@ -47,8 +48,8 @@ class ImageMedium(Medium):
 
     # -- what a model sees --------------------------------------------------------------------------------------------
 
-    def inputs(self, part: Examples, index: Tensor) -> Tensor:
-        return to_pixels(part.levels[index], self.levels)
+    def batch(self, part: Examples, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        return to_pixels(part.levels[index], self.levels), self.labels(part, index)
 
     def outputs(self, x: Tensor) -> Tensor:
         return to_levels(x, self.levels)

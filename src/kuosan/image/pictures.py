@@ -1,14 +1,11 @@
-"""Images as files: levels to PNG, sheets of many, and the seed written into each."""
+"""Images as pictures: levels to pixels, and sheets of many."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 
@@ -40,12 +37,3 @@ def sheet(levels: Tensor, count: int, columns: int | None = None, scale: int = 1
 def good_scale(shape: tuple[int, ...]) -> int:
     """How wide a pixel is drawn so that a small image can be seen: about 64 screen pixels a side."""
     return max(1, round(64 / shape[-1]))
-
-
-def save_png(picture: Image.Image, path: Path, notes: Mapping[str, object]) -> None:
-    """Write a PNG whose text fields say where it came from (``seed``, ``run``, ...)."""
-    text = PngInfo()
-    for key, value in notes.items():
-        text.add_text(key, str(value))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, pnginfo=text)

@@ -9,9 +9,10 @@ from kuosan.runs.diffusion import DiffusionRun, unmeasured_solver
 from kuosan.runs.embedding import EmbeddingRun
 from kuosan.runs.run import FAMILIES, Run, RunError, device, write
 from kuosan.runs.tokens import AutoregressiveRun, DiscreteRun, TokenRun
+from kuosan.runs.vocoder import VocoderRun
 
 #: The class of each kind of model's runs.
-KINDS: tuple[type[Run], ...] = (EmbeddingRun, DiffusionRun, AutoencoderRun, DiscreteRun, AutoregressiveRun)
+KINDS: tuple[type[Run], ...] = (EmbeddingRun, VocoderRun, DiffusionRun, AutoencoderRun, DiscreteRun, AutoregressiveRun)
 
 
 def kind_of(recipe: Recipe) -> type[Run]:
@@ -51,6 +52,7 @@ __all__ = [
     "Run",
     "RunError",
     "TokenRun",
+    "VocoderRun",
     "device",
     "kind_of",
     "load",

@@ -32,6 +32,13 @@ from kuosan.trajectory import trajectory
 from kuosan.variance import MEASURED, Choice, OptimalVariance, VarianceError
 
 
+#: Settings of sampling that not all kinds of model have.
+OF_TEXTS = (
+    *("prompt", "infill", "length", "blocks", "candidates", "temperature", "nucleus", "control", "control_steps"),
+)
+OF_SPEECH = ("input", "griffin_lim")
+
+
 def unmeasured_solver(recipe: Recipe) -> Solver:
     """The recipe's solver; a variance that is measured of the trained model is beta-tilde until then."""
     kind = recipe.sampling.solver
@@ -44,6 +51,8 @@ class DiffusionRun(Run):
 
     families: ClassVar[tuple[str, ...]] = ("diffusion",)
     has_ode = True
+    #: Settings of sampling that other kinds of model have.
+    foreign: ClassVar[tuple[str, ...]] = (*OF_TEXTS, *OF_SPEECH)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -51,8 +60,8 @@ class DiffusionRun(Run):
         return self.shape
 
     def states(self, part: Any) -> tuple[Tensor, Tensor | None]:
-        """Examples of a part as they are diffused, and their classes."""
-        return self.medium.inputs(part, torch.arange(len(part))), part.labels
+        """Examples of a part as they are diffused, and what the model is told of them."""
+        return self.medium.batch(part, torch.arange(len(part)))
 
     @property
     def denoiser(self) -> Denoiser:
@@ -78,9 +87,8 @@ class DiffusionRun(Run):
                 if kept.fingerprint == weights_fingerprint(denoiser):
                     return kept
                 to_stderr(f"{path} was measured of other weights; measuring again")
-        x_0, labels = self.states(self.data.train)
-        x_0 = x_0.to(device())
-        condition = labels.to(device()) if self.conditional and labels is not None else None
+        x_0, condition = self.states(self.data.train)
+        x_0, condition = x_0.to(device()), None if condition is None else condition.to(device())
         draws = 2048 if x_0[0].numel() <= 256 else 512  # the mean over many coordinates needs fewer
         found = measure(denoiser, x_0, condition, draws=draws, progress=Progress("optimal variance: times"))
         found.save(path)
@@ -152,10 +160,9 @@ class DiffusionRun(Run):
                 found["known"] = self.medium.read_one(known)
             if isinstance(mask := given.get("mask"), str | Path):
                 found["mask"] = self.medium.read_mask(mask)
-        of_texts = ("prompt", "infill", "length", "blocks", "candidates", "temperature", "nucleus")
-        for name in (*of_texts, "control", "control_steps"):
+        for name in self.foreign:
             if found.get(name) is not None:
-                raise RunError(f"{self.folder} draws no tokens: it has no {name} to choose")
+                raise RunError(f"{self.folder} is the run of {self.kind}: it has no {name} to choose")
         return Settings.of(self.recipe.sampling, **found)
 
     def tune(self, steps: int, *, settings: Mapping[str, Any] | None = None, **how: Any) -> tuple[Tuned, Path]:
@@ -174,6 +181,7 @@ class DiffusionRun(Run):
             steps,
             labels=self.labels_for,
             transform=chosen.transform,
+            temperature=chosen.section.temperature,
             device=device(),
             **how,
         )

@@ -171,7 +171,12 @@ class EmbeddingRun(DiffusionRun):
         """Texts of the commonest length: among their vectors there is no padding."""
         own = part.lengths == part.lengths.mode().values
         vectors = self.denoiser.embedding(part.tokens[own, : int(part.lengths.mode().values)].to(device())).detach()
-        return vectors, None if part.labels is None else part.labels[own]
+        return vectors, self.medium.labels(part, own)
+
+    def _with_classes(self) -> TextMedium:
+        """The data as a classifier sees them, of a model that is told no classes too."""
+        section = self.recipe.data.model_copy(update={"conditional": True})
+        return TextMedium(section, self.info, self.folder, self.data)
 
     def variance(self, choice: Choice) -> Choice:
         if choice == "optimal_per_dimension":
@@ -332,7 +337,7 @@ class EmbeddingRun(DiffusionRun):
             Trainer(
                 model=model,
                 objective=ClassifierLoss(),
-                source=TrainingExamples(self.medium, conditional=True),
+                source=TrainingExamples(self._with_classes()),
                 settings=settings,
                 seed=self.recipe.seed,
                 store=store,

@@ -33,6 +33,7 @@ SPLITS = ("held_out", "train")
 #: Kinds of model, in words.
 FAMILIES = {
     "diffusion": "a diffusion model",
+    "vocoder": "a vocoder",
     "autoencoder": "an autoencoder",
     "embedding": "a diffusion model of words as points",
     "tokens": "a diffusion model of tokens",
@@ -242,6 +243,19 @@ class Run(ABC):
         notes = {"seeds": f"0-{n - 1}", "step": step}
         self.medium.sheet(samples, self.folder / "samples" / f"step-{step:08d}", columns, notes)
 
+    def names(self, sampler: Any, seeds: Sequence[int], labels: Tensor | None) -> list[str]:
+        """Of the files of samples."""
+        named = [""] * len(seeds)
+        if self.classes and labels is not None:
+            named = [f"-{self.classes[int(label)]}" for label in labels]
+        return [f"seed-{seed:06d}{name}" for seed, name in zip(seeds, named, strict=True)]
+
+    def sheet(
+        self, sampler: Any, samples: Sequence[Path], columns: int | None, path: Path, notes: Mapping[str, Any]
+    ) -> Path:
+        """The files of samples as one page to look at."""
+        return self.medium.sheet(samples, path, columns, notes)
+
     def sample(
         self,
         count: int | None = None,
@@ -291,15 +305,15 @@ class Run(ABC):
 
     def chosen(self, split: str = "held_out", most: int | None = None) -> Tensor:
         """Which examples of a split are measured, at most so many; always the same ones."""
-        length = len(getattr(self.data, split))
+        length = self.medium.size(getattr(self.data, split))
         n = min(length, self.recipe.evaluation.examples if most is None else most)
         return torch.randperm(length, generator=stream("evaluation"))[:n] if n < length else torch.arange(n)
 
     def examples(self, split: str = "held_out", most: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """x_0 and classes of the examples of :meth:`chosen`, of the split "held_out" or "train"."""
+        """x_0 and conditions of the examples of :meth:`chosen`, of the split "held_out" or "train"."""
         part, chosen = getattr(self.data, split), self.chosen(split, most)
-        condition = part.labels[chosen].to(device()) if self.conditional else None
-        return self.medium.inputs(part, chosen).to(device()), condition
+        x_0, condition = self.medium.batch(part, chosen)
+        return x_0.to(device()), None if condition is None else condition.to(device())
 
     def bound(self, split: str = "held_out", examples: int | None = None, **settings: Any) -> Bound:
         """The bound on a split, "held_out" or "train", with the recipe's settings unless given.

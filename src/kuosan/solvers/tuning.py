@@ -294,6 +294,7 @@ def tune(
     *,
     labels: Callable[[int], Tensor | None] | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
+    temperature: float = 1.0,
     pairs: int = 1024,
     iterations: int = 300,
     batch_size: int = 64,
@@ -319,7 +320,7 @@ def tune(
         shape: of one sample.
         steps: N, evaluations of the tuned table.
         labels: gives the conditions of n samples.
-        transform: of x0-hat, as in sampling.
+        transform, temperature: of x0-hat, and of the noise at the start, as in sampling.
         pairs: samples to fit; a quarter as many to choose (16 at least), and as many as that again to measure.
         iterations: of Adam, its learning rate falling to 0 along half a cosine.
         batch_size: samples of each iteration.
@@ -340,7 +341,7 @@ def tune(
     held_out = max(pairs // 4, 16)
     with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
         solve = Fine(model, transform, fine)
-        start = process.prior(solve.table.times[0]).std.to(dtype)
+        start = temperature * process.prior(solve.table.times[0]).std.to(dtype)
 
         def draw(n: int, words: str, path: bool = False) -> Pairs:
             x = (start * torch.randn(n, *shape, generator=generator, dtype=dtype)).to(device)

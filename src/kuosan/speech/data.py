@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -48,6 +49,11 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.waves)
+
+    @cached_property
+    def joined(self) -> Tensor:
+        """All waves laid end to end."""
+        return torch.cat(self.waves)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ class Quality:
         mel_l1: the mean of `mel_l1` over utterances, each counted once however long it is.
         log_spectral_distance: likewise, in dB.
         mel_cepstral_distortion: likewise, in dB.
-        word_error_rate: of the made waves, all words of all utterances counted alike; None without a recogniser.
-        natural_word_error_rate: of the natural ones, by the same recogniser: what the other is to be compared with.
+        word_error_rate: of the made waves, all words of all utterances counted alike; None without a recogniser. To be
+            compared with that of the natural ones.
     """
 
     utterances: int
@@ -40,8 +40,6 @@ class Quality:
     mel_cepstral_distortion_error: float
     word_error_rate: float | None = None
     word_error_rate_error: float | None = None
-    natural_word_error_rate: float | None = None
-    natural_word_error_rate_error: float | None = None
 
 
 class Recogniser:
@@ -235,7 +233,7 @@ def judge(
     Args:
         natural: waves (N,), at the analysis' rate.
         made: as many, aligned with them and at most n_fft samples longer or shorter.
-        texts: what is said in each; only a recogniser needs it.
+        texts: what is said in each, empty where that is not known; only a recogniser needs it.
         recogniser: gives the words of a wave, as `Recogniser` does; None leaves the word error rates out.
 
     Raises:
@@ -260,9 +258,9 @@ def judge(
         found[measure.__name__] = fmean(values)
         found[f"{measure.__name__}_error"] = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     if recogniser is not None and texts is not None:
-        for name, waves in (("natural_", [x for x, _ in pairs]), ("", [y for _, y in pairs])):
-            rates = word_error_rate(texts, [recogniser(wave) for wave in waves])
-            found[f"{name}word_error_rate"], found[f"{name}word_error_rate_error"] = rates
+        spoken = [k for k, text in enumerate(texts) if normalised(text)]  # of the others nothing is known
+        rates = word_error_rate([texts[k] for k in spoken], [recogniser(pairs[k][1]) for k in spoken])
+        found["word_error_rate"], found["word_error_rate_error"] = rates
     return Quality(len(pairs), sum(len(x) for x, _ in pairs) / analysis.rate, **found)
 
 

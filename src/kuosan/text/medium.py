@@ -53,7 +53,7 @@ class TextMedium(Medium):
         )
 
     @staticmethod
-    def describe(data: TextData) -> dict[str, Any]:
+    def describe(section: Data, data: TextData) -> dict[str, Any]:
         parts = [repr((data.tokenizer.tokens, data.classes)).encode()]
         for part in (data.train, data.held_out):
             for tensor in (part.tokens, part.labels):
@@ -68,7 +68,7 @@ class TextMedium(Medium):
             ValueError: they are not what the model was trained on: its tokens would be other words.
         """
         data = self.read(self.section)
-        if fingerprint(self.describe(data)) != self.info["data"]["sha256"]:
+        if fingerprint(self.describe(self.section, data)) != self.info["data"]["sha256"]:
             raise ValueError(f"{data.source} has changed since {self.folder} was trained on it: train another run")
         return data
 
@@ -82,9 +82,9 @@ class TextMedium(Medium):
 
     # -- what a model sees --------------------------------------------------------------------------------------------
 
-    def inputs(self, part: Texts, index: Tensor) -> Tensor:
-        """Tokens, without the padding that all of these examples have."""
-        return part.tokens[index, : max(1, int(part.lengths[index].max()))]
+    def batch(self, part: Texts, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens, without the padding that all of these examples have, and their classes."""
+        return part.tokens[index, : max(1, int(part.lengths[index].max()))], self.labels(part, index)
 
     def arranged(self, part: Texts, index: Tensor) -> Tensor:
         return index[part.lengths[index].argsort(stable=True)]

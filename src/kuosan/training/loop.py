@@ -49,7 +49,8 @@ class Source(Protocol):
         ...
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(x_0, class or None) of these examples; x_0 float32 in the model's units, or int64 tokens."""
+        """(x_0, condition or None) of these examples; x_0 float32 in the model's units, or int64 tokens; a condition
+        that is int64 is a class, which training now and then leaves out."""
         ...
 
 
@@ -232,7 +233,9 @@ class Trainer:
         x_0, condition = self.source.batch(part.index)
         x_0, noise, t = x_0.to(self.device), part.noise.to(self.device), part.t
         if condition is not None:
-            condition = torch.where(part.keep_label, condition, -1).to(self.device)
+            if not condition.is_floating_point():  # a class; a mel is told always
+                condition = torch.where(part.keep_label, condition, -1)
+            condition = condition.to(self.device)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
         with half:
             return loss_of(x_0, condition, t, noise, self.step)
