@@ -45,6 +45,13 @@ def test_every_recipe_that_ships_builds_its_model(name):
     shape = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "glosses": (20,), "tang-poems": (64,)}.get(
         recipe.data.name or ""
     )
+    speech = recipe.data.speech
+    if speech is not None:
+        shapes = {"magnitude": (513, 8), "spectrum": (1026, 8), "wave": (1, 8 * 256), "mel": (80, 8)}
+        x, mel = torch.randn(2, *shapes[speech.state]), torch.randn(2, speech.mels, 8)
+        assert make_model(recipe, shapes[speech.state], levels=0, classes=0)(x, 0.5, mel).x0.shape == x.shape
+        make_objective(recipe)
+        return
     own = (recipe.data.channels, recipe.data.size, recipe.data.size)
     shape = shape or ((recipe.data.length,) if recipe.data.texts else own)
     model = make_model(recipe, shape, levels=17, classes=10)

@@ -89,7 +89,11 @@ def test_a_process_of_scaled_data_is_priorgrad_s():
     g = torch.Generator().manual_seed(1)
     s = torch.rand(7, generator=g, dtype=torch.float64) + 0.1
     x_0, eps, guess = (torch.randn(7, generator=g, dtype=torch.float64) for _ in range(3))
-    process, t, earlier = Process(Cosine()), torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
+    process, t, earlier = (
+        Process(Cosine()),
+        torch.tensor(0.6, dtype=torch.float64),
+        torch.tensor(0.4, dtype=torch.float64),
+    )
     (a, b), (a_s, b_s) = (tuple(float(v) for v in process.scales(u)) for u in (t, earlier))
     x_t = a * x_0 + b * s * eps  # noise of covariance s^2
     scaled = process.marginal((x_0 / s)[None], t).sample(eps[None])[0]
@@ -123,7 +127,11 @@ def test_a_file_that_is_no_mel_says_so(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     np.savez(tmp_path / "bare.npz", mel=np.zeros((80, 3)))
     np.savez(tmp_path / "other.npz", mel=np.zeros((80, 3)), samples=512, analysis='{"rate": 16000}')
-    for name, message in (("text", "not the file of a mel"), ("bare", "lacks analysis, samples"), ("other", "lack n_fft")):
+    for name, message in (
+        ("text", "not the file of a mel"),
+        ("bare", "lacks analysis, samples"),
+        ("other", "lack n_fft"),
+    ):
         with pytest.raises(ValueError, match=message):
             Mel.load(tmp_path / f"{name}.npz")
     with pytest.raises(FileNotFoundError):

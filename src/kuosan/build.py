@@ -30,6 +30,7 @@ from kuosan.objectives import Objective
 from kuosan.process import Grid, Process
 from kuosan.recipe import Recipe, RecipeError, explain
 from kuosan.solvers import CORRECTORS, GRIDS, SOLVERS, Corrector, Solver, Spacing
+from kuosan.speech.acoustic import Acoustic, Encoder, TextToSpeech
 
 SCHEDULES: dict[str, Callable] = {
     "linear": schedules.LinearBeta,
@@ -52,6 +53,7 @@ OBJECTIVES: dict[str, Callable] = {
     "token_bound": TokenBound,
     "diffusion_lm": DiffusionLM,
     "word_cross_entropy": WordCrossEntropy,
+    "text_to_speech": TextToSpeech,
 }
 WEIGHTINGS: dict[str, Callable] = {
     "plain": objectives.Plain,
@@ -216,6 +218,8 @@ def make_model(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: int
         return make_token_chain(recipe, shape, levels, classes)
     if recipe.embedding is not None:
         return make_embedding_denoiser(recipe, shape, levels, classes)
+    if recipe.encoder is not None:
+        return make_acoustic(recipe, shape)
     if len(shape) == 1:
         raise RecipeError(
             "process.kind: of texts is masked, uniform or autoregressive, or any other one with a section [embedding]"
@@ -238,6 +242,7 @@ def make_objective(recipe: Recipe) -> Objective:
         "token_bound": recipe.of_tokens,
         "diffusion_lm": recipe.embedding is not None,
         "word_cross_entropy": recipe.embedding is not None,
+        "text_to_speech": recipe.encoder is not None,
     }
     fitting = [kind for kind, fits in own.items() if fits] or [kind for kind in OBJECTIVES if kind not in own]
     if recipe.objective["kind"] not in fitting:
@@ -298,6 +303,21 @@ def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int | None, cl
         return Denoiser(network, process, section.predicts, edm, levels, section.learned_variance)
     except ValueError as error:
         raise RecipeError(f"denoiser: {error}") from None
+
+
+def make_acoustic(recipe: Recipe, shape: tuple[int, ...]) -> Acoustic:
+    """The untrained model of text to speech, for mels of a shape.
+
+    Raises:
+        RecipeError: settings that do not go together.
+    """
+    assert recipe.encoder is not None
+    plain, section = make_denoiser(recipe, shape, None, 0), recipe.encoder
+    try:
+        encoder = Encoder(shape[0], section.width, section.depth, section.kernel, section.dropout)
+    except ValueError as error:
+        raise RecipeError(f"encoder: {error}") from None
+    return Acoustic(plain.network, plain.process, plain.predicts, plain.preconditioning, encoder)
 
 
 def make_token_chain(

@@ -112,7 +112,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {"guidance": options.guidance}
     for name in (
         *("steps", "rescale", "interval", "threshold", "precision", "weak", "known", "mask", "corrections"),
-        *("input", "griffin_lim"),
+        *("input", "griffin_lim", "text", "vocoder", "speed", "seconds"),
         *("prompt", "infill", "length", "candidates", "temperature", "nucleus", "control", "control_steps"),
     ):
         settings[name] = getattr(options, name, None)
@@ -141,7 +141,8 @@ def _sample(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan.samples import save_samples
 
     run = load(options.run)
-    count = options.count if options.count is not None or options.seeds is not None else len(options.input or "") or 16
+    usual = len(options.input) if options.input else 1 if options.text is not None else 16
+    count = options.count if options.count is not None or options.seeds is not None else usual
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     seeds = options.seeds if options.seeds is not None else list(range(count))
@@ -153,8 +154,8 @@ def _sample(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
         asked = [run.class_of(name) for name in options.classes.split(",")]
         labels = torch.tensor([asked[i % len(asked)] for i in range(len(seeds))])
-    folder = Path(options.out) if options.out else None
-    result = save_samples(run, seeds, labels, folder, options.batch_size, **_settings(options))
+    out = Path(options.out) if options.out else None
+    result = save_samples(run, seeds, labels, out, options.batch_size, **_settings(options))
     n = len(result["samples"])
     words = f"{n} sample{'s' * (n != 1)}, {result['evaluations']:g} evaluations each ({result['solver']})"
     return result, f"{run.medium.glimpse(result['samples'])}{words}: {result['sheet']}"
@@ -415,6 +416,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="of a vocoder: sound files that are analysed and made anew, or mels (.npz); default: held-out clips",
     )
+    draw.add_argument("--text", help="of text to speech: what is to be said (default: held-out texts)")
+    draw.add_argument("--vocoder", metavar="RUN", help="of text to speech: what makes sound (default: Griffin-Lim)")
+    draw.add_argument("--speed", type=float, help="of text to speech: 2 is twice as fast as the voice by itself")
+    draw.add_argument("--seconds", type=float, help="of text to speech: how long it is to last (default: by the text)")
     draw.add_argument("--griffin-lim", type=int, metavar="N", help="of a vocoder of magnitudes: iterations for phases")
     draw.add_argument("--prompt", metavar="TEXT", help="of texts: how each begins")
     draw.add_argument("--infill", metavar="TEXT", help='of texts: a text with "_" for each token that is to be drawn')
@@ -440,7 +445,7 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--nucleus", type=float, help="of texts: only the likeliest tokens, of this total probability")
     draw.add_argument("--corrections", type=int, help="of what is drawn, by what is held; default 0")
     draw.add_argument("--batch-size", type=int, help="samples at once (default 256; of words as points 1024)")
-    draw.add_argument("--out", metavar="FOLDER", help="where to write them (default: RUN/samples)")
+    draw.add_argument("--out", metavar="PATH", help="a folder, or the file of one sample (default: RUN/samples)")
 
     fit = add("tune", _tune, "fit a table of few evaluations to a run; `kuosan sample` then uses it")
     fit.add_argument("run", metavar="RUN", help="a run's folder")

@@ -10,6 +10,8 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,8 @@ from kuosan.process import Process
 #: Colours that plots are drawn in, and the page's variables that they become (dark pages have others).
 COLOURS = {"#1d2733": "--ink", "#66727f": "--soft", "#dde3e8": "--line", "#1f6f8c": "--first", "#c2562d": "--second"}
 INK, SOFT, LINE, FIRST, SECOND = COLOURS
-WIDE, HALF = (9.4, 2.9), (4.6, 2.9)  # inches; at the page's full width both have letters of one size
+WIDE, HALF, THIRD = (9.4, 2.9), (4.6, 2.9), (3.0, 2.6)  # inches; at the page's full width letters are of one size
+OURS = ("samples", "ours")  # how legends name what the model made
 LARGEST = 160  # pixels a side: larger images are made smaller for the page
 
 
@@ -79,15 +82,20 @@ def conclusion(found: Mapping[str, Any]) -> str:
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
-def uri(content: bytes, kind: str) -> str:
+def uri(content: bytes, kind: str, family: str = "image") -> str:
     """A file as a data URI, so that the page needs no other file."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f"data:{family}/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def picture(levels: Tensor, count: int) -> str:
     """One image (C, H, W) in 0 .. count - 1 as a PNG in its own size: the page enlarges it without blur."""
     image = to_image(levels, count)
     image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    return png(image)
+
+
+def png(image: Image.Image) -> str:
+    """An image as a PNG."""
     content = io.BytesIO()
     image.save(content, "PNG", optimize=True)
     return uri(content.getvalue(), "png")
@@ -114,6 +122,16 @@ def film(states: Sequence[tuple[Tensor, Tensor]], seconds: float = 4.0) -> str:
         content, "GIF", save_all=True, append_images=frames[1:], duration=[each] * (len(frames) - 1) + [1800], loop=0
     )
     return uri(content.getvalue(), "gif")
+
+
+def sound(wave: Tensor, rate: int) -> str:
+    """A wave (N,) as a 16-bit WAV file; what is beyond [-1, 1] is cut off there."""
+    from kuosan.speech.audio import write_wav
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "sound.wav"
+        write_wav(path, wave, rate)
+        return uri(path.read_bytes(), "wav", "audio")
 
 
 # -- plots -------------------------------------------------------------------------------------------------------------
@@ -148,7 +166,7 @@ def _plain_log(axis: Any, within: Sequence[int]) -> None:
 
 def _legend(axes: Any) -> None:
     """The names of the lines between title and plot, where no data can be; samples first."""
-    lines = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda line: line[1] != "samples")
+    lines = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda line: line[1] not in OURS)
     axes.legend(
         *zip(*lines, strict=True),
         loc="lower left",
@@ -267,6 +285,7 @@ class Panel:
         error: the name of its standard error in the numbers, if it has one.
         share: whether it is a share, to be drawn in per cent.
         beside: the name in the numbers of a second measure to draw with it, where it is there, and what to call that.
+        from_zero: whether its axis begins there.
     """
 
     key: str
@@ -274,24 +293,36 @@ class Panel:
     error: str | None = None
     share: bool = False
     beside: tuple[str, str] | None = None
+    from_zero: bool = True
 
 
 def sweep_plot(
-    panel: Panel, name: str, settings: Sequence[float], points: Sequence[Mapping[str, Any]], real: float, log: bool
+    panel: Panel,
+    name: str,
+    settings: Sequence[float],
+    points: Sequence[Mapping[str, Any]],
+    real: float,
+    log: bool,
+    legend: tuple[str, str] = ("samples", "real images"),
+    size: tuple[float, float] = HALF,
 ) -> str:
-    """A measure against a setting of the sampler, with the value of real held-out images as a dashed line."""
+    """A measure against a setting of the sampler, with the value of real held-out images as a dashed line.
+
+    Args:
+        legend: other names of the two.
+    """
     from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-    figure, axes = _plot(HALF, panel.title, name)
+    figure, axes = _plot(size, panel.title, name)
     values = [point[panel.key] for point in points]
     errors = [point[panel.error] for point in points] if panel.error else None
     axes.errorbar(
-        settings, values, errors, color=FIRST, linewidth=1.6, marker="o", markersize=4, elinewidth=1, label="samples"
+        settings, values, errors, color=FIRST, linewidth=1.6, marker="o", markersize=4, elinewidth=1, label=legend[0]
     )
     if panel.beside and points[0].get(panel.beside[0]) is not None:
         key, title = panel.beside
         axes.plot(settings, [p[key] for p in points], color=SOFT, linewidth=1.2, marker="s", markersize=3, label=title)
-    axes.axhline(real, color=SECOND, linewidth=1.3, linestyle=(0, (4, 3)), label="real images")
+    axes.axhline(real, color=SECOND, linewidth=1.3, linestyle=(0, (4, 3)), label=legend[1])
     if log:
         axes.set_xscale("log")
     axes.set_xticks(list(settings))
@@ -303,8 +334,10 @@ def sweep_plot(
     elif min(*values, real) > 0 and max(values) > 8 * min(values):
         axes.set_yscale("log")
         _plain_log(axes.yaxis, (1, 2, 5))
-    else:
+    elif panel.from_zero:
         axes.set_ylim(bottom=0)
+    else:
+        axes.margins(y=0.12)
     _legend(axes)
     return _svg(figure, f"{panel.title} against {name}")
 

@@ -1,4 +1,4 @@
-"""What all kinds of data share in files: which are in a folder, which are held out, text in UTF-8, pictures to look at."""
+"""What all kinds of data share in files: which are in a folder, which are held out, UTF-8, pictures to look at."""
 
 import hashlib
 import os

@@ -218,6 +218,7 @@ def medium_of(section: Data) -> type[Medium]:
     from kuosan.image.medium import ImageMedium
     from kuosan.speech.data import NAMED as RECORDINGS
     from kuosan.speech.medium import SpeechMedium
+    from kuosan.speech.transcribed import TranscribedMedium
     from kuosan.text.data import NAMED as TEXTS
     from kuosan.text.medium import TextMedium
 
@@ -230,7 +231,7 @@ def medium_of(section: Data) -> type[Medium]:
             + ("is speech: add a table [data.speech]" if section.speech is None else "is not speech: drop data.speech")
         )
     if section.speech is not None:
-        return SpeechMedium
+        return TranscribedMedium if section.speech.state == "mel" else SpeechMedium
     return TextMedium if section.texts is not None or section.name in TEXTS else ImageMedium
 
 

@@ -35,8 +35,11 @@ class Speech(Section):
     """Of recordings: how they are read, the constants of their mel, and what of them is diffused."""
 
     state: Annotated[
-        Literal["magnitude", "spectrum", "wave"],
-        Field(description="what is diffused, given the mel: log-magnitudes, complex spectra, or the wave itself"),
+        Literal["magnitude", "spectrum", "wave", "mel"],
+        Field(
+            description="what is diffused: log-magnitudes, complex spectra or the wave itself, given the mel; or the "
+            "mel, given the text"
+        ),
     ] = "magnitude"
     frames: Annotated[int, Field(ge=1, le=4096, description="frames of the mel in a training window")] = 64
     trim: Annotated[bool, Field(description="take off silence at both ends of a recording")] = False
@@ -120,6 +123,15 @@ class EmbeddingSection(Section):
     size: Annotated[int, Field(ge=1, le=2**16, description="dimensions of the space in which words are points")] = 64
 
 
+class EncoderSection(Section):
+    """Of text to speech: phonemes to the mean mel of each and how long it lasts."""
+
+    width: Annotated[int, Field(ge=1, le=2**16, description="of its blocks")] = 192
+    depth: Annotated[int, Field(ge=1, le=1000, description="how many there are")] = 4
+    kernel: Annotated[int, Field(ge=1, description="symbols that a block sees at once, odd")] = 5
+    dropout: Annotated[Share, Field(description="of each block")] = 0.1
+
+
 class Training(Section):
     """How long, how fast, and how exactly."""
 
@@ -165,6 +177,7 @@ class Sampling(Section):
     grid: Annotated[dict[str, Any] | None, Field(description="kind = karras | ..., of its times; none: its own")] = None
     steps: Annotated[Count, Field(description="steps from noise to data")] = 20
     temperature: Annotated[Positive, Field(description="of tokens and speech: under 1, what is likelier")] = 1.0
+    vocoder: Annotated[str | None, Field(description="of text to speech: a vocoder's run; none: Griffin-Lim")] = None
     griffin_lim: Annotated[int, Field(ge=0, le=10_000, description="iterations that find the phases of speech")] = 32
     nucleus: Annotated[
         float, Field(gt=0, le=1, description="of tokens: only the likeliest, of this total probability")
@@ -217,6 +230,7 @@ class Recipe(Section):
         None
     )
     embedding: Annotated[EmbeddingSection | None, Field(description="of texts: words as points, diffused")] = None
+    encoder: Annotated[EncoderSection | None, Field(description="of text to speech: what reads the text")] = None
     process: Annotated[dict[str, Any] | None, Field(description="kind = cosine | ..., of a diffusion model")] = None
     network: Annotated[dict[str, Any] | None, Field(description="kind = mlp | ..., of a diffusion model")] = None
     denoiser: DenoiserSection = DenoiserSection()
@@ -231,6 +245,8 @@ class Recipe(Section):
             self._of_tokens_alone()
         if self.data.speech is not None:
             self._of_speech()
+        elif self.encoder is not None:
+            raise ValueError("a section [encoder] is of text to speech: drop it")
         elif self.sampling.griffin_lim != Sampling().griffin_lim:
             raise ValueError("sampling.griffin_lim is of speech: drop it")
         if self.embedding is not None:
@@ -240,7 +256,7 @@ class Recipe(Section):
         drawn = {"temperature": self.of_tokens or self.data.speech is not None, "nucleus": self.of_tokens}
         for name, fits in drawn.items():
             if not fits and getattr(self.sampling, name) != 1.0:
-                raise ValueError(f"sampling.{name} is not of this kind of model, which draws pixels or words as points")
+                raise ValueError(f"sampling.{name} is of tokens, and temperature of speech too: drop it")
         if self.autoencoder is None:
             missing = [name for name in ("process", "network") if getattr(self, name) is None]
             if missing:
@@ -272,11 +288,11 @@ class Recipe(Section):
 
     @property
     def family(self) -> str:
-        """The kind of model: autoencoder, diffusion, vocoder, embedding, tokens (diffusion of them) or autoregressive."""
+        """The kind of model: autoencoder, diffusion, vocoder, tts, embedding, tokens (by diffusion), autoregressive."""
         if self.autoencoder is not None:
             return "autoencoder"
         if self.data.speech is not None:
-            return "vocoder"
+            return "tts" if self.data.speech.state == "mel" else "vocoder"
         if self.embedding is not None:
             return "embedding"
         kind = (self.process or {}).get("kind")
@@ -294,6 +310,10 @@ class Recipe(Section):
             raise ValueError("speech takes a diffusion model of its own kind: process and network, no other section")
         if self.sampling.clip or self.sampling.threshold:
             raise ValueError("sampling.clip and threshold are of pixels, which lie in [-1, 1]: set clip = false")
+        if (self.encoder is not None) != (self.family == "tts"):
+            raise ValueError(
+                'a section [encoder] and data.speech.state = "mel" are both of text to speech: give both, or neither'
+            )
         if self.denoiser.predicts in ("levels", "energy"):
             raise ValueError(f'denoiser.predicts = "{self.denoiser.predicts}" is not of speech: take x0, eps or v')
 

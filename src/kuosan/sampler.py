@@ -257,6 +257,15 @@ def _schedule_fingerprint(process: Process) -> str:
     return hashlib.sha256(curve.numpy().round(9).tobytes()).hexdigest()[:16]
 
 
+def _check_trained(grid: Grid, process: Process) -> None:
+    """Raises ValueError for times at which the model was never trained, instead of leaving them out."""
+    earliest = process.schedule.t_min
+    if early := [t for t in grid.times if t < earliest * (1 - 1e-9)]:
+        raise ValueError(
+            f"the model was trained at times from {earliest:g} to 1, and the grid has {', '.join(f'{t:g}' for t in early)}"
+        )
+
+
 def sampler(
     settings: Settings, denoiser: Denoiser, conditional: bool, tuned: TunedTables, say: Callable[[str], None]
 ) -> Sampler:
@@ -268,6 +277,8 @@ def sampler(
         ValueError: guidance without classes, steps out of range; TunedTableError for the solver "tuned".
     """
     model = settings.model(denoiser, conditional)
+    if isinstance(settings.grid, Grid):
+        _check_trained(settings.grid, denoiser.process)
     how, table = settings.words, None
     wants = settings.solver is None
     if wants and settings.grid is not None:

@@ -23,7 +23,7 @@ def save_samples(
     run: Run,
     seeds: Sequence[int],
     labels: Tensor | None = None,
-    folder: Path | None = None,
+    out: Path | None = None,
     batch_size: int | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def save_samples(
     Args:
         seeds: one for each sample.
         labels: class of each, (N,); by default all classes in turn.
-        folder: default RUN/samples.
+        out: a folder, or the file of a single sample; default RUN/samples.
         batch_size: samples at once; default the run's own.
         settings: of :meth:`Run.sampler <kuosan.runs.Run.sampler>`.
 
@@ -43,7 +43,11 @@ def save_samples(
         What samples.json holds: how they were drawn, the sheet, and each file with its seed.
     """
     seeds = check_seeds(seeds)
-    folder = folder or run.folder / "samples"
+    out = out or run.folder / "samples"
+    single = out.suffix == run.medium.suffix  # the others get names like it
+    if single and len(seeds) > 1:
+        raise ValueError(f"{out} is one file, and there are {len(seeds)} samples: give a folder")
+    folder = out.parent if single else out
     labels = run.labels_for(len(seeds)) if labels is None else labels
     with joined() as processes:
         sampler = run.sampler(**settings)
@@ -51,7 +55,8 @@ def save_samples(
         files: list[dict[str, Any]] = []
         for i, name in enumerate(run.names(sampler, seeds, labels)):
             named = {"class": run.classes[int(labels[i])]} if run.classes and labels is not None else {}
-            files.append({"file": str(folder / f"{name}{run.medium.suffix}"), "seed": seeds[i]} | named)
+            file = out if single else folder / f"{name}{run.medium.suffix}"
+            files.append({"file": str(file), "seed": seeds[i]} | named)
         mine = range(processes.rank, len(seeds), processes.size)
         progress = Progress("samples") if processes.first else None
         done = 0
@@ -71,6 +76,11 @@ def save_samples(
             shown = [Path(one["file"]) for one in files[:SHEET]]
             columns = len(run.classes) if run.conditional and run.classes and labels is not None else None
             notes = how | {"seeds": seeds[:SHEET]}
-            result["sheet"] = str(run.sheet(sampler, shown, columns, folder / "sheet", notes))
-            (folder / "samples.json").write_text(json.dumps(plain(result), indent=2, ensure_ascii=False), "utf-8")
+            if single:
+                result["sheet"] = str(out)
+            else:
+                result["sheet"] = str(run.sheet(sampler, shown, columns, folder / "sheet", notes))
+            (out.with_suffix(".json") if single else folder / "samples.json").write_text(
+                json.dumps(plain(result), indent=2, ensure_ascii=False), "utf-8"
+            )
     return result

@@ -5,12 +5,14 @@ from kuosan.measurements.base import Measurements
 from kuosan.measurements.diffusion import DiffusionMeasurements
 from kuosan.measurements.embedding import EmbeddingMeasurements
 from kuosan.measurements.images import ImageMeasurements
+from kuosan.measurements.speech import VocoderMeasurements
 from kuosan.measurements.text import AutoregressiveMeasurements, DiscreteMeasurements, TextMeasurements
-from kuosan.runs import AutoencoderRun, AutoregressiveRun, DiffusionRun, DiscreteRun, EmbeddingRun, Run
+from kuosan.runs import AutoencoderRun, AutoregressiveRun, DiffusionRun, DiscreteRun, EmbeddingRun, Run, VocoderRun
 
 #: Of each kind of run.
 KINDS: dict[type[Run], type[Measurements]] = {
     EmbeddingRun: EmbeddingMeasurements,
+    VocoderRun: VocoderMeasurements,
     DiffusionRun: DiffusionMeasurements,
     AutoencoderRun: AutoencoderMeasurements,
     DiscreteRun: DiscreteMeasurements,
@@ -36,5 +38,6 @@ __all__ = [
     "ImageMeasurements",
     "Measurements",
     "TextMeasurements",
+    "VocoderMeasurements",
     "measurements_of",
 ]

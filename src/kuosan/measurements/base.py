@@ -1,4 +1,4 @@
-"""What every report measures of a run: its facts, loss, bound and quality."""
+"""What every report measures of a run: its facts, loss and quality; and what most do, its bound."""
 
 from __future__ import annotations
 
@@ -58,7 +58,12 @@ class Measurements(ABC):
             found = json.loads((self.run.folder / "evaluation.json").read_text("utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        return found if found.get("step") == self.run.step and self.run.medium.unit.key in found else None
+        return found if found.get("step") == self.run.step and self.essential in found else None
+
+    @property
+    def essential(self) -> str:
+        """What an evaluation is of no use without."""
+        return "quality"
 
     # -- how much can be afforded -------------------------------------------------------------------------------------
 
@@ -146,42 +151,6 @@ class Measurements(ABC):
             return None, None
         return figures.loss(np.array(steps), np.array(losses))
 
-    @abstractmethod
-    def estimate(self, split: str) -> Bound:
-        """The bound on a split, as well as the budget allows."""
-
-    @abstractmethod
-    def about(self, bound: Bound) -> dict[str, Any]:
-        """How a bound was estimated: terms, draws, and what else its table shows."""
-
-    def comparable(self, evaluated: Mapping[str, Any], bound: Bound) -> bool:
-        """Whether what `kuosan evaluate` found is the same bound."""
-        return evaluated.get("examples", 0) >= len(bound.total)
-
-    def _bound(self) -> tuple[dict[str, Any], dict[str, Bound]]:
-        """The bound on both splits, in the medium's unit, and whether training examples take less than new ones."""
-        progress, unit = Progress("bound"), self.run.medium.unit
-        splits: dict[str, Bound] = {}
-        for done, split in enumerate(("held_out", "train"), 1):
-            splits[split] = self.estimate(split)
-            progress(done, 2, split.replace("_", "-"))
-        numbers: dict[str, Any] = {}
-        for split, bound in splits.items():
-            scale = unit.of_bits(bound.dimensions)
-            terms = {name: scale * value for name, value in asdict(bound.bits_per_dim()).items()}
-            numbers[split] = terms | {"examples": len(bound.total)} | self.about(bound)
-        evaluated = (self.evaluation or {}).get(unit.key, {})
-        comparable = self.comparable(evaluated, splits["train"])
-        if comparable:  # the same bound as of the training examples
-            numbers["held_out"] = evaluated
-        numbers["from_evaluation"] = comparable
-        numbers["estimate"] = {"examples": len(splits["held_out"].total), "draws": splits["held_out"].draws}
-        numbers["gap"] = numbers["held_out"]["total"] - numbers["train"]["total"]
-        errors = [numbers[split]["standard_error"] for split in ("held_out", "train")]
-        error = math.hypot(*(math.nan if one is None else one for one in errors))  # unknown of a single example
-        numbers["overfits"] = bool(numbers["gap"] > 3 * error)  # False if an error is not known
-        return numbers, splits
-
     # -- the rest -----------------------------------------------------------------------------------------------------
 
     def quality(self) -> dict[str, Any] | None:
@@ -217,3 +186,47 @@ class Measurements(ABC):
             "seconds_per_evaluation": self.cost,
             "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         }
+
+
+class BoundMeasurements(Measurements):
+    """The measurements of a report that has the bound on log p(x) in it."""
+
+    @property
+    def essential(self) -> str:
+        return self.run.medium.unit.key
+
+    @abstractmethod
+    def estimate(self, split: str) -> Bound:
+        """The bound on a split, as well as the budget allows."""
+
+    @abstractmethod
+    def about(self, bound: Bound) -> dict[str, Any]:
+        """How a bound was estimated: terms, draws, and what else its table shows."""
+
+    def comparable(self, evaluated: Mapping[str, Any], bound: Bound) -> bool:
+        """Whether what `kuosan evaluate` found is the same bound."""
+        return evaluated.get("examples", 0) >= len(bound.total)
+
+    def _bound(self) -> tuple[dict[str, Any], dict[str, Bound]]:
+        """The bound on both splits, in the medium's unit, and whether training examples take less than new ones."""
+        progress, unit = Progress("bound"), self.run.medium.unit
+        splits: dict[str, Bound] = {}
+        for done, split in enumerate(("held_out", "train"), 1):
+            splits[split] = self.estimate(split)
+            progress(done, 2, split.replace("_", "-"))
+        numbers: dict[str, Any] = {}
+        for split, bound in splits.items():
+            scale = unit.of_bits(bound.dimensions)
+            terms = {name: scale * value for name, value in asdict(bound.bits_per_dim()).items()}
+            numbers[split] = terms | {"examples": len(bound.total)} | self.about(bound)
+        evaluated = (self.evaluation or {}).get(unit.key, {})
+        comparable = self.comparable(evaluated, splits["train"])
+        if comparable:  # the same bound as of the training examples
+            numbers["held_out"] = evaluated
+        numbers["from_evaluation"] = comparable
+        numbers["estimate"] = {"examples": len(splits["held_out"].total), "draws": splits["held_out"].draws}
+        numbers["gap"] = numbers["held_out"]["total"] - numbers["train"]["total"]
+        errors = [numbers[split]["standard_error"] for split in ("held_out", "train")]
+        error = math.hypot(*(math.nan if one is None else one for one in errors))  # unknown of a single example
+        numbers["overfits"] = bool(numbers["gap"] > 3 * error)  # False if an error is not known
+        return numbers, splits

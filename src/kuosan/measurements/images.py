@@ -16,7 +16,7 @@ from kuosan.bound import Bound
 from kuosan.figures import Panel
 from kuosan.image.data import to_pixels
 from kuosan.image.judge import Judge, nearest
-from kuosan.measurements.base import MOST_CLASSES, Measurements
+from kuosan.measurements.base import MOST_CLASSES, BoundMeasurements
 from kuosan.progress import Progress
 from kuosan.runs import Run
 
@@ -65,7 +65,7 @@ def most_compared(run: Run, count: int) -> int:
     return max(8, min(count, int(1e10 / run.data.train.levels.numel())))
 
 
-class ImageMeasurements(Measurements):
+class ImageMeasurements(BoundMeasurements):
     """The measurements that every report of images has."""
 
     page = "report.html"

@@ -18,7 +18,7 @@ from torch import Tensor
 from kuosan import figures
 from kuosan.bound import Bound
 from kuosan.discrete import Drawn
-from kuosan.measurements.base import MOST_CLASSES, Measurements
+from kuosan.measurements.base import MOST_CLASSES, BoundMeasurements
 from kuosan.progress import Progress
 from kuosan.runs import AutoregressiveRun, DiscreteRun, TokenRun
 from kuosan.runs.tokens import TokenSampler
@@ -78,7 +78,7 @@ class Nearest:
         return np.array(overlaps), np.array(found)
 
 
-class TextMeasurements(Measurements):
+class TextMeasurements(BoundMeasurements):
     """The measurements of a report on a model of texts.
 
     Attributes:

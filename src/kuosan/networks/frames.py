@@ -66,7 +66,7 @@ class Frames(nn.Module):
         self.first = nn.Linear(self.channels, width)
         if given:
             self.condition = nn.Conv1d(given, width, SEEN, padding=SEEN // 2)
-        self.blocks = nn.ModuleList(_Block(width, kernel, expansion, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, kernel, expansion, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.last = zeroed(nn.Linear(width, outputs * self.channels))
 
@@ -90,7 +90,7 @@ class Frames(nn.Module):
         return self.last(self.norm(h)).transpose(1, 2)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     def __init__(self, width: int, kernel: int, expansion: int, dropout: float):
         super().__init__()
         # an image one row high: torch convolves (B, T, width) as it lies only in two dimensions, 3 times as fast

@@ -139,7 +139,7 @@ class WaveGrad(nn.Module):
     .. math:: u \leftarrow (1 + \gamma(w, e)) \odot u + \xi(w, e)
 
     The paper's gamma has no 1 before it; with weights that start small it is better to start near the identity.
-    Repetition brings up and averages bring down, neither of which the paper says: an average hears all the samples.
+    Repetition brings up and averages bring down: an average hears all the samples.
 
     The defaults are the paper's base size: layers as wide as there, for a hop of 256 = 4 4 4 2 2 instead of
     300 = 5 5 3 2 2, which changes no weight, and 80 rows instead of 128. They have 15,971,457 parameters, of which
@@ -183,7 +183,7 @@ class WaveGrad(nn.Module):
         )
         for part in (self.first, self.down, self.mel, self.up):
             for module in part.modules():
-                if isinstance(module, nn.Conv1d):  # as there: nothing here is normalised, so nothing may shrink it
+                if isinstance(module, nn.Conv1d):  # nothing here is normalised, so nothing may shrink it
                     nn.init.orthogonal_(module.weight)
         self.last = zeroed(nn.Conv1d(ups[-1], outputs, 3, padding=1))
 

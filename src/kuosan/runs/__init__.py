@@ -8,11 +8,19 @@ from kuosan.runs.autoencoder import AutoencoderRun
 from kuosan.runs.diffusion import DiffusionRun, unmeasured_solver
 from kuosan.runs.embedding import EmbeddingRun
 from kuosan.runs.run import FAMILIES, Run, RunError, device, write
+from kuosan.runs.speech import SpeechRun, TextToSpeechRun, VocoderRun
 from kuosan.runs.tokens import AutoregressiveRun, DiscreteRun, TokenRun
-from kuosan.runs.vocoder import VocoderRun
 
 #: The class of each kind of model's runs.
-KINDS: tuple[type[Run], ...] = (EmbeddingRun, VocoderRun, DiffusionRun, AutoencoderRun, DiscreteRun, AutoregressiveRun)
+KINDS: tuple[type[Run], ...] = (
+    EmbeddingRun,
+    VocoderRun,
+    TextToSpeechRun,
+    DiffusionRun,
+    AutoencoderRun,
+    DiscreteRun,
+    AutoregressiveRun,
+)
 
 
 def kind_of(recipe: Recipe) -> type[Run]:
@@ -51,6 +59,8 @@ __all__ = [
     "EmbeddingRun",
     "Run",
     "RunError",
+    "SpeechRun",
+    "TextToSpeechRun",
     "TokenRun",
     "VocoderRun",
     "device",

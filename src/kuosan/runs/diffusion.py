@@ -31,12 +31,11 @@ from kuosan.solvers.noise import measured
 from kuosan.trajectory import trajectory
 from kuosan.variance import MEASURED, Choice, OptimalVariance, VarianceError
 
-
 #: Settings of sampling that not all kinds of model have.
 OF_TEXTS = (
     *("prompt", "infill", "length", "blocks", "candidates", "temperature", "nucleus", "control", "control_steps"),
 )
-OF_SPEECH = ("input", "griffin_lim")
+OF_SPEECH = ("input", "griffin_lim", "text", "vocoder", "speed", "seconds")
 
 
 def unmeasured_solver(recipe: Recipe) -> Solver:

@@ -34,6 +34,7 @@ SPLITS = ("held_out", "train")
 FAMILIES = {
     "diffusion": "a diffusion model",
     "vocoder": "a vocoder",
+    "tts": "a model of text to speech",
     "autoencoder": "an autoencoder",
     "embedding": "a diffusion model of words as points",
     "tokens": "a diffusion model of tokens",

@@ -61,9 +61,9 @@ class SpeechMedium(Medium):
     @staticmethod
     def read(section: Data) -> SpeechData:
         assert section.speech is not None
+        analysis_of(section.speech)  # says what is wrong with them
         section.refuse("size", "channels", why="of images, and this is speech")
         section.refuse("length", "tokens", "vocabulary", "text", "label", why="of texts, and this is speech")
-        state = state_of(section.speech)
         if section.name is not None:
             section.refuse("held_out", why="of a folder of your own: this data has its own")
             if section.speech.trim:
@@ -75,14 +75,14 @@ class SpeechMedium(Medium):
             folder = Path(section.folder or "").expanduser()
             how: dict[str, Any] = {"held_out": section.held_out, "trim": section.speech.trim}
             data = speech_data.load(folder, rate=section.speech.rate, **how)
-        longest, needed = min(sum(map(len, part.waves)) for part in (data.train, data.held_out)), state.window(
-            section.speech.frames
-        )
-        if longest < needed:
-            raise RecipeError(
-                f"data.speech.frames: a window of {section.speech.frames} frames takes {needed / data.rate:.2f} s, and "
-                f"there are {longest / data.rate:.2f} s to take it from"
-            )
+        if section.speech.state in STATES:
+            longest = min(sum(map(len, part.waves)) for part in (data.train, data.held_out))
+            needed = state_of(section.speech).window(section.speech.frames)
+            if longest < needed:
+                raise RecipeError(
+                    f"data.speech.frames: a window of {section.speech.frames} frames takes {needed / data.rate:.2f} s, "
+                    f"and there are {longest / data.rate:.2f} s to take it from"
+                )
         return data
 
     @staticmethod
@@ -90,7 +90,8 @@ class SpeechMedium(Medium):
         assert section.speech is not None
         parts = [repr(data.rate).encode()]
         parts += [wave.numpy().tobytes() for part in (data.train, data.held_out) for wave in part.waves]
-        return {"shape": list(state_of(section.speech).shape(section.speech.frames)), "levels": 0, "parts": parts}
+        shape = state_of(section.speech).shape(section.speech.frames) if section.speech.state in STATES else ()
+        return {"shape": list(shape), "levels": 0, "parts": parts}
 
     @cached_property
     def state(self) -> State:
@@ -98,10 +99,11 @@ class SpeechMedium(Medium):
         assert self.section.speech is not None
         return state_of(self.section.speech)
 
-    @property
+    @cached_property
     def analysis(self) -> Analysis:
         """The constants of the mel."""
-        return self.state.analysis
+        assert self.section.speech is not None
+        return analysis_of(self.section.speech)
 
     # -- what a model sees --------------------------------------------------------------------------------------------
 
@@ -119,7 +121,6 @@ class SpeechMedium(Medium):
         length, step = self._window
         x_0, mel = self.state.cut(torch.stack([part.joined[i * step : i * step + length] for i in index.tolist()]))
         return x_0, told(mel)
-
 
     def read_files(self, files: Sequence[str | Path]) -> tuple[list[str], Any]:
         """Names and waves, at the rate of the model, of sound files.
@@ -183,9 +184,7 @@ class SpeechMedium(Medium):
         texts = None if part.texts is None or self.judge is None else [part.texts[i] for i in chosen]
         rows = {"natural": natural, "griffin_lim": [self.griffin_lim(wave) for wave in natural], "samples": samples}
         recogniser = None if texts is None else self.judge
-        return {
-            name: asdict(judge(natural, made, texts, self.analysis, recogniser)) for name, made in rows.items()
-        }
+        return {name: asdict(judge(natural, made, texts, self.analysis, recogniser)) for name, made in rows.items()}
 
     def quality_in_words(self, quality: Mapping[str, Any]) -> list[str]:
         columns = ("samples", "griffin_lim", "natural")
@@ -193,9 +192,8 @@ class SpeechMedium(Medium):
         for measure, (what, form) in MEASURES.items():
             found = [(quality[name][measure], quality[name][f"{measure}_error"]) for name in columns]
             if found[0][0] is not None:
-                lines.append(f"  {what:32s}" + "".join(f"{_with_error(*one, form):>18s}" for one in found))
-        what = f"{quality['evaluations']} evaluations, {quality['threads']} thread" + "s" * (quality["threads"] > 1)
-        lines.append(f"  {'seconds for a second of speech':32s}{quality['real_time_factor']:>18.3f}  ({what})")
+                lines.append(f"  {what:32s}" + "".join(f"{with_error(*one, form):>18s}" for one in found))
+        lines += speed_in_words(quality)
         lines.append(f"  ({quality['samples']['utterances']} utterances, {quality['samples']['seconds']:.0f} s)")
         return lines
 
@@ -209,5 +207,12 @@ def state_of(section: Speech) -> State:
     return STATES[section.state](analysis_of(section))
 
 
-def _with_error(value: float, error: float, form: str) -> str:
-    return f"{value:{form}}" if math.isnan(error) else f"{value:{form}} ± {error:{form}}"
+def with_error(value: float, error: float | None, form: str) -> str:
+    """A number and its standard error, if that is known."""
+    known = error is not None and not math.isnan(error)
+    return f"{value:{form}} ± {error:{form}}" if known else f"{value:{form}}"
+
+
+def speed_in_words(quality: Mapping[str, Any]) -> list[str]:
+    what = f"{quality['evaluations']} evaluations, {quality['threads']} thread" + "s" * (quality["threads"] > 1)
+    return [f"  {'seconds for a second of speech':32s}{quality['real_time_factor']:>18.3f}  ({what})"]

@@ -52,6 +52,12 @@ class Mel:
         """Of a wave (N,)."""
         return cls(analysis.mel(wave[None].float())[0], analysis, len(wave), name)
 
+    def griffin_lim(self, iterations: int = 32) -> Tensor:
+        """A wave (samples,) with about that mel: smooth magnitudes that have it, and phases by Griffin-Lim."""
+        mel = self.values[None]
+        magnitude = self.analysis.with_mel(self.analysis.envelope(mel), mel)
+        return self.analysis.griffin_lim(magnitude, iterations, n=self.samples)[0]
+
     def save(self, path: str | Path) -> Path:
         """Write it to a .npz file: the arrays ``mel`` and ``samples``, and ``analysis``, the constants as JSON."""
         path = Path(path)

@@ -21,7 +21,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from kuosan.speech.analysis import Analysis
 
@@ -98,8 +97,8 @@ class Magnitude(State):
 
     .. math:: x = \frac{\log \max(|X|, \delta) - \log \max(P, \delta) + c}{s}, \qquad \delta = 10^{-3}
 
-    (B, F, T), with c and s that bring noise to mean 0 and variance 1. On the way back the magnitudes are first brought to the mel that was given
-    (:meth:`Analysis.with_mel`): it is known, and what was drawn meets it about only.
+    (B, F, T), with c and s that bring noise to mean 0 and variance 1. On the way back the magnitudes are first brought
+    to the mel that was given (:meth:`Analysis.with_mel`): it is known, and what was drawn meets it about only.
     """
 
     def shape(self, frames: int) -> tuple[int, ...]:

@@ -50,7 +50,7 @@ class Source(Protocol):
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """(x_0, condition or None) of these examples; x_0 float32 in the model's units, or int64 tokens; a condition
-        that is int64 is a class, which training now and then leaves out."""
+        (B,) is a class, which training now and then leaves out."""
         ...
 
 
@@ -233,7 +233,7 @@ class Trainer:
         x_0, condition = self.source.batch(part.index)
         x_0, noise, t = x_0.to(self.device), part.noise.to(self.device), part.t
         if condition is not None:
-            if not condition.is_floating_point():  # a class; a mel is told always
+            if condition.ndim == 1:  # a class; a mel or a text is told always
                 condition = torch.where(part.keep_label, condition, -1)
             condition = condition.to(self.device)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")

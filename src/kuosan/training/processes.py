@@ -68,5 +68,6 @@ def joined() -> Iterator[Processes]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes(dist.get_rank(), size)
+        dist.barrier()  # one that left while another was still talking to it has been seen to abort
     finally:
         dist.destroy_process_group()

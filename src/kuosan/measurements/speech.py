@@ -1,0 +1,303 @@
+"""What a report measures of a vocoder: sound beside sound, distances from natural speech, evaluations, temperature."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from statistics import fmean, stdev
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kuosan import figures
+from kuosan.figures import THIRD, Panel
+from kuosan.measurements.base import Measurements
+from kuosan.progress import Progress
+from kuosan.runs import VocoderRun
+from kuosan.seeds import stream
+from kuosan.solvers import Auto
+from kuosan.speech.judge import judge
+from kuosan.speech.medium import MEASURES, NAMES, SpeechMedium
+from kuosan.speech.pictures import HIGH, WIDE, spectrograms
+
+EVALUATIONS = (1, 2, 3, 6, 12, 25)
+TEMPERATURES = (0.125, 0.25, 0.5, 0.75, 1.0)
+#: Recordings that can be listened to, preferably of so many seconds.
+SHOWN, BEST = 6, (1.0, 6.0)
+#: Bytes of sound on a page: three waves of each recording, of 16 bits, in base64.
+SOUND = 4.7e6
+#: Recordings that are measured, however slow the model.
+LEAST = 3
+COLUMNS = ("natural", "griffin_lim", "samples")
+PANELS = tuple(Panel(key, MEASURES[key][0], f"{key}_error", from_zero=False) for key in list(MEASURES)[:3])
+#: What is diffused, in words.
+STATES = {
+    "magnitude": "log-magnitudes; phases by Griffin-Lim",
+    "spectrum": "the complex spectrum",
+    "wave": "the wave itself",
+}
+
+
+class VocoderMeasurements(Measurements):
+    """The measurements of a vocoder's report. There is no bound among them: it is on a density, and of states."""
+
+    run: VocoderRun
+    page = "speech.html"
+    kind = "A vocoder"
+    sections = ("facts", "samples", "loss", "evaluations", "temperature")
+    shares: ClassVar[Mapping[str, float]] = {"samples": 0.25, "quality": 0.25, "evaluations": 0.3, "temperature": 0.2}
+
+    def __init__(self, run: Any, budget: float):
+        self.medium: SpeechMedium = run.medium
+        self.analysis, self.clips = run.medium.analysis, run.data.held_out
+        self._made: dict[int, Tensor] = {}  # with the recipe's settings
+        self._griffin_lim: dict[int, Tensor] = {}
+        self._seconds: dict[str, list[float]] = {"samples": [], "griffin_lim": []}  # that a second of speech took
+        super().__init__(run, budget)
+
+    @property
+    def model_in_words(self) -> dict[str, str]:
+        recipe = self.run.recipe
+        assert recipe.network is not None
+        assert recipe.process is not None
+        assert recipe.data.speech is not None
+        return {
+            "diffuses": STATES[recipe.data.speech.state],
+            "network": recipe.network["kind"],
+            "predicts": recipe.denoiser.predicts,
+            "noise schedule": recipe.process["kind"],
+        }
+
+    def facts(self) -> tuple[dict[str, Any], None]:
+        found, data = super().facts()[0], self.run.data
+        seconds = {name: int(getattr(data, name).lengths.sum()) / data.rate for name in ("train", "held_out")}
+        measures = {key: {"name": name, "form": form} for key, (name, form) in MEASURES.items()}
+        words = {"one": "recording", "many": "recordings", "seconds": seconds, "measures": measures}
+        return found | words | {"analysis": self.analysis.plain()}, None
+
+    def way_of_sampling(self) -> dict[str, Any]:
+        how, solver = self.run.sampler().how, self.run.recipe.sampling.solver
+        words = ", ".join([str(solver["kind"]), *(f"{k} = {v}" for k, v in solver.items() if k != "kind")])
+        named = {"solver": how["solver"] if how["solver"].startswith("tuned (") else words}
+        kept = {key: how[key] for key in ("evaluations", "temperature", "guidance")}
+        return named | kept | {"griffin_lim": self.run.recipe.sampling.griffin_lim}
+
+    # -- how much can be afforded -------------------------------------------------------------------------------------
+
+    def one_evaluation(self, samples: int) -> None:
+        part = self.run.data.train
+        x, condition = self.medium.batch(part, torch.arange(samples) % self.medium.size(part))
+        place = next(self.run.denoiser.parameters()).device
+        with torch.no_grad():
+            self.run.denoiser(x.to(place), torch.full((samples,), 0.5, device=place), condition.to(place))
+
+    @cached_property
+    def _beside(self) -> tuple[float, float]:
+        """Seconds that a second of speech takes beside evaluations: to be finished and measured, and to be heard."""
+        i = self._order[0]
+        length = self._length(i)
+        for _ in range(2):  # the first call is always slow
+            begun = time.monotonic()
+            (wave,) = self._draw([i], solver={"kind": "ddim"}, steps=1)
+            self._judged([i], [wave])
+            measured = time.monotonic() - begun
+        self.medium.griffin_lim(self.clips.waves[i])  # so that it is not slow when it is timed
+        if self.run.judge is None:
+            return measured / length, 0.0
+        begun = time.monotonic()
+        self.run.judge(self.clips.waves[i])
+        return measured / length, (time.monotonic() - begun) / length
+
+    def _takes(self, evaluations: int) -> float:
+        """Seconds to make and measure a second of speech."""
+        assert self.run.recipe.data.speech is not None
+        window = self.run.recipe.data.speech.frames * self.analysis.hop / self.analysis.rate
+        return evaluations * self.cost / window + self._beside[0]
+
+    def _affordable(self, section: str, order: Iterable[int], each: float, least: int = LEAST) -> list[int]:
+        """As many recordings as a section can have if a second of speech takes so long."""
+        found: list[int] = []
+        left = self.shares[section] * self.budget / each
+        for i in order:
+            left -= self._length(i)
+            if len(found) >= least and left < 0:
+                break
+            found.append(i)
+        return found
+
+    # -- which recordings ---------------------------------------------------------------------------------------------
+
+    def _length(self, i: int) -> float:
+        """In seconds."""
+        return len(self.clips.waves[i]) / self.analysis.rate
+
+    def _says(self, i: int) -> str:
+        return self.clips.texts[i] if self.clips.texts is not None else ""
+
+    @cached_property
+    def _order(self) -> list[int]:
+        """The held-out recordings as they are measured: at random, always the same way."""
+        return torch.randperm(len(self.clips), generator=stream("report")).tolist()
+
+    @cached_property
+    def _shown(self) -> list[int]:
+        """Recordings to listen to: not chosen by ear, but evenly from those with words and of a good length."""
+
+        def off(i: int) -> float:
+            return max(BEST[0] - self._length(i), self._length(i) - BEST[1], 0.0)
+
+        best = [i for i in range(len(self.clips)) if self._says(i) and not off(i)]
+        others = sorted(set(range(len(self.clips))) - set(best), key=lambda i: (off(i), not self._says(i), i))
+        spread = [best[k] for k in np.unique(np.linspace(0, len(best) - 1, SHOWN).round().astype(int))] if best else []
+        evaluations = self.run.sampler().how["evaluations"]
+        each = self._takes(evaluations) + self._beside[0] + len(COLUMNS) * self._beside[1]
+        return sorted(self._affordable("samples", [*spread, *others][:SHOWN], each))
+
+    # -- sounds -------------------------------------------------------------------------------------------------------
+
+    def _draw(self, chosen: Sequence[int], **settings: Any) -> list[Tensor]:
+        """Recordings made anew; number k with the noise of seed k, as by `kuosan sample`."""
+        return self.run.sample(input=[self.clips.waves[i] for i in chosen], seeds=list(chosen), **settings)
+
+    def _timed(self, name: str, i: int, kept: dict[int, Tensor], make: Any) -> Tensor:
+        if i not in kept:
+            begun = time.monotonic()
+            kept[i] = make()
+            self._seconds[name].append((time.monotonic() - begun) / self._length(i))
+        return kept[i]
+
+    def _griffin_lim_of(self, i: int) -> Tensor:
+        make = self.medium.griffin_lim
+        return self._timed("griffin_lim", i, self._griffin_lim, lambda: make(self.clips.waves[i]))
+
+    def _made_of(self, i: int) -> Tensor:
+        return self._timed("samples", i, self._made, lambda: self._draw([i])[0])
+
+    @property
+    def drawn(self) -> list[Tensor]:  # type: ignore[override]
+        return [self._made_of(i) for i in self._shown]
+
+    def samples(self) -> tuple[dict[str, Any], list[list[dict[str, str]]]]:
+        most = int(SOUND / (len(COLUMNS) * 2 * 4 / 3) / SHOWN)  # samples of one wave
+        found: list[dict[str, Any]] = []
+        pictures = []
+        progress = Progress("recordings")
+        for i in self._shown:
+            waves = dict(zip(COLUMNS, (self.clips.waves[i], self._griffin_lim_of(i), self._made_of(i)), strict=True))
+            heard = {name: self.run.judge(wave) for name, wave in waves.items()} if self.run.judge else None
+            cut = [wave[:most] for wave in waves.values()]
+            images = [_of_one_pixel(image) for image in spectrograms(cut, self.analysis)]
+            pictures.append(
+                [
+                    {"name": NAMES[name], "key": name, "image": image, "sound": figures.sound(wave, self.analysis.rate)}
+                    for name, image, wave in zip(waves, images, cut, strict=True)
+                ]
+            )
+            said = None if self.clips.transcripts is None else self.clips.transcripts[i] or None
+            lengths = {"seconds": self._length(i), "shown": len(cut[0]) / self.analysis.rate}
+            found.append({"name": self.clips.names[i], "seed": i, "text": said, "heard": heard} | lengths)
+            progress(len(found), len(self._shown))
+        return self.way_of_sampling() | {"clips": found, "cut": any(c["shown"] < c["seconds"] for c in found)}, pictures
+
+    # -- measures -----------------------------------------------------------------------------------------------------
+
+    def _judged(self, chosen: Sequence[int], waves: Sequence[Tensor], words: bool = False) -> dict[str, Any]:
+        """The measures of waves made of some recordings; those of words only where it is known what is said."""
+        words = words and any(map(self._says, chosen))
+        texts, recogniser = (list(map(self._says, chosen)), self.run.judge) if words else (None, None)
+        natural = [self.clips.waves[i] for i in chosen]
+        return asdict(judge(natural, waves, texts, self.analysis, recogniser))
+
+    def quality(self) -> dict[str, Any]:
+        """Of ours, Griffin-Lim's and natural waves; how long they take is always measured here, both in one place."""
+        found: dict[str, Any] = dict((self.evaluation or {}).get("quality") or {})
+        how = self.run.sampler().how
+        known = set(COLUMNS) <= found.keys() and found.get("evaluations") == how["evaluations"]
+        if not known:
+            each = self._takes(how["evaluations"]) + self._beside[0] + len(COLUMNS) * self._beside[1]
+            chosen = self._affordable("quality", self._order, each)
+            progress = Progress("quality")
+            rows: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
+            for done, i in enumerate(chosen, 1):
+                for name, wave in zip(
+                    COLUMNS, (self.clips.waves[i], self._griffin_lim_of(i), self._made_of(i)), strict=True
+                ):
+                    rows[name].append(wave)
+                progress(done, len(chosen))
+            found = {name: self._judged(chosen, waves, self.run.judge is not None) for name, waves in rows.items()}
+            found |= {"evaluations": how["evaluations"], "guidance": how["guidance"]}
+        return found | {"from_evaluation": known, "held_out": len(self.clips), "speed": self._speed()}
+
+    def _speed(self) -> dict[str, Any]:
+        """Seconds for a second of speech, of the same recordings one by one."""
+        found: dict[str, Any] = {"recordings": len(self._seconds["samples"]), "threads": torch.get_num_threads()}
+        for name, taken in self._seconds.items():
+            found[name] = fmean(taken)
+            found[f"{name}_error"] = stdev(taken) / len(taken) ** 0.5 if len(taken) > 1 else None
+        return found
+
+    # -- sweeps -------------------------------------------------------------------------------------------------------
+
+    def evaluations(self) -> tuple[dict[str, Any], list[str]]:
+        sampling, counts, tries = self.run.recipe.sampling, [], []
+        fixed = sampling.solver["kind"] in ("auto", "tuned") and sampling.grid is None
+        rule: dict[str, Any] = {"solver": Auto(tuned=False)} if fixed else {}  # not a tuned table here and there
+        for steps in EVALUATIONS:
+            try:
+                counts.append(self.run.sampler(steps=steps, **rule).how["evaluations"])
+            except ValueError:  # fewer steps than the solver's order, or more than the schedule has
+                continue
+            tries.append({"steps": steps, **rule})
+        least = sum(map(self._length, self._order[:LEAST]))
+        while len(counts) > 4 and sum(map(self._takes, counts)) * least > self.shares["evaluations"] * self.budget:
+            counts.pop()
+            tries.pop()
+        found, plots = self._sweep("evaluations", counts, tries, counts, log=True)
+        solver = "auto" if fixed else self.way_of_sampling()["solver"]
+        return found | {"solver": solver, "temperature": sampling.temperature}, plots
+
+    def temperature(self) -> tuple[dict[str, Any], list[str]]:
+        found = self.run.sampler().how["evaluations"]
+        tries = [{"temperature": value} for value in TEMPERATURES]
+        numbers, plots = self._sweep("temperature", TEMPERATURES, tries, [found] * len(tries), log=False)
+        return numbers | {"evaluations": found}, plots
+
+    def _sweep(
+        self,
+        name: str,
+        settings: Sequence[float],
+        tries: Sequence[Mapping[str, Any]],
+        counts: Sequence[int],
+        log: bool,
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Make the same recordings anew with each setting, with the same noise, and measure each set."""
+        chosen = self._affordable(name, self._order, sum(map(self._takes, counts)))
+        progress, points = Progress(name), []
+        kept = [key for panel in PANELS for key in (panel.key, panel.error) if key]
+        for done, (setting, how) in enumerate(zip(settings, tries, strict=True), 1):
+            begun = time.monotonic()
+            waves = self._draw(chosen, **how)
+            took = (time.monotonic() - begun) / sum(map(self._length, chosen))
+            found = self._judged(chosen, waves)
+            points.append({name: setting} | {key: found[key] for key in kept} | {"real_time_factor": took})
+            progress(done, len(settings))
+        beside = self._judged(chosen, [self._griffin_lim_of(i) for i in chosen])
+        label = {"evaluations": "network evaluations"}.get(name, name)
+        plots = [
+            figures.sweep_plot(
+                panel, label, settings, points, beside[panel.key], log, ("ours", "Griffin-Lim"), size=THIRD
+            )
+            for panel in PANELS
+        ]
+        about = {"recordings": len(chosen), "seconds": sum(map(self._length, chosen))}
+        return about | {"points": points, "griffin_lim": {key: beside[key] for key in kept}}, plots
+
+
+def _of_one_pixel(image: Image.Image) -> str:
+    """A spectrogram with one pixel for each number: the page enlarges it."""
+    return figures.png(image.resize((image.width // WIDE, image.height // HIGH), Image.Resampling.NEAREST))
