@@ -75,6 +75,20 @@ def test_every_recipe_that_ships_builds_its_model(name):
     assert model(x, 0.5, told).x0.shape == x.shape
 
 
+def test_a_recipe_with_two_sources_of_data_is_refused(tmp_path):
+    path = tmp_path / "two.toml"
+    text = recipes.shipped()["digits"].read_text("utf-8")
+    path.write_text(text.replace('name = "digits"', 'name = "digits"\nfolder = "photos"'), "utf-8")
+    with pytest.raises(RecipeError, match=r"data: give name .*, folder .* or texts"):
+        recipes.read(path)
+
+
+def test_another_source_of_data_takes_the_place_of_the_recipe_s():
+    recipe = recipes.read("vocoder", ["data.folder=recordings"])
+    assert (recipe.data.name, recipe.data.folder) == (None, "recordings")
+    assert recipes.read("texts", ["data.texts=own.txt"]).data.texts == "own.txt"
+
+
 def test_a_recipe_survives_being_written_and_read(good, tmp_path):
     recipe = recipes.read(good, ["training.learning_rate=1e-4", "process.s=0.01"])
     (tmp_path / "copy.toml").write_text(recipe.to_toml())
@@ -115,7 +129,7 @@ def test_kinds_and_their_settings_become_objects(good):
         ("training.accumulate=3", r"accumulate = 3 must divide batch_size = 128"),
         ("training.ema=1.5", r"training.ema: .*less than 1, got 1.5"),
         ("denoiser.predicts=noise", r"denoiser.predicts: .*'eps'.*got 'noise'"),
-        ("data.folder=photos", r"data: give name .*, folder .* or texts"),
+        ("data.folder=photos", r"data: a folder needs size"),
         ("data.size=32", r"data: a named data set has its own size"),
         ("evaluation.variance=posterior", r'needs denoiser.predicts = "levels"'),
         ("evaluation.variance=learned", r"needs denoiser.learned_variance = true"),

@@ -298,7 +298,7 @@ def test_a_network_that_breaks_is_named_with_its_seed_and_step():
 @pytest.mark.slow
 def test_two_processes_write_what_one_would(run, tmp_path):
     """The same seeds, shared out; every file holds the same levels, which rounding leaves alone here."""
-    one = save_samples(run, range(5), folder=tmp_path / "one", steps=3)
+    one = save_samples(run, range(5), out=tmp_path / "one", steps=3)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "kuosan.cli"]
     words = ["sample", str(run.folder), "--seeds", "0-4", "--steps", "3", "--out", str(tmp_path / "two")]
     done = subprocess.run([*command, *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -154,6 +154,55 @@ def test_magnitudes_have_the_mel_that_they_were_made_of():
     np.testing.assert_allclose(found[0], theirs, rtol=1e-6, atol=1e-12)
 
 
+def kl(mel, magnitude, analysis=A):
+    """Of the mel magnitudes of a log-mel (M, T) from those that magnitudes (F, T) have, by numpy and librosa."""
+    filters = librosa.filters.mel(
+        sr=analysis.rate, n_fft=analysis.n_fft, n_mels=analysis.mels, fmin=analysis.low, fmax=analysis.high, dtype=float
+    )
+    wanted, found = np.exp(mel.numpy()), filters @ magnitude.numpy()
+    return float((wanted * np.log(wanted / found) - wanted + found).sum())
+
+
+def test_magnitudes_come_nearer_to_a_mel_with_every_step():
+    """Expectation maximisation: the divergence never grows, and from flat magnitudes it all but vanishes."""
+    mel = A.mel(voice())
+    magnitude = torch.ones(1, A.bins, mel.shape[2], dtype=torch.float64)
+    apart = []
+    for _ in range(60):
+        apart.append(kl(mel[0], magnitude[0]))
+        magnitude = A.with_mel(magnitude, mel, 1)
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(apart))
+    assert apart[-1] < 1e-3 * apart[1]
+    torch.testing.assert_close(A.with_mel(magnitude, mel, 5), A.with_mel(A.with_mel(magnitude, mel, 2), mel, 3))
+
+
+def test_magnitudes_that_have_the_mel_stay_and_so_do_those_that_no_triangle_holds():
+    magnitude = A.stft(voice()).abs() + 0.1
+    filters = torch.from_numpy(librosa.filters.mel(sr=16000, n_fft=1024, n_mels=80, fmin=0, fmax=8000, dtype=float))
+    torch.testing.assert_close(A.with_mel(magnitude, (filters @ magnitude).log(), 7), magnitude)
+    moved = A.with_mel(magnitude, (3 * filters @ magnitude).log(), 7)
+    torch.testing.assert_close(moved[:, [0, -1]], magnitude[:, [0, -1]])  # 0 Hz and 8 kHz
+    torch.testing.assert_close(moved[:, 1:-1], 3 * magnitude[:, 1:-1])
+
+
+def test_the_envelope_of_white_noise_is_flat_and_everywhere_positive():
+    """Where there is nothing but level, the mel says all: its magnitudes are of one size, without ringing."""
+    flat = torch.full((1, A.bins, 4), 0.37, dtype=torch.float64)
+    filters = torch.from_numpy(librosa.filters.mel(sr=16000, n_fft=1024, n_mels=80, fmin=0, fmax=8000, dtype=float))
+    torch.testing.assert_close(A.envelope((filters @ flat).log()), flat)
+    spoken = A.envelope(A.mel(voice()))
+    assert bool((spoken > 0).all())
+    assert bool((A.magnitude(A.mel(voice())) == 0).any())  # as the pseudo-inverse's are not
+
+
+def test_the_envelope_is_nearer_to_natural_magnitudes_than_the_pseudo_inverse():
+    """In nats, over all that is louder than the floor: the standard deviation of the logarithm of the ratio."""
+    wave = voice(1.0)
+    natural, mel = A.stft(wave).abs().clamp(min=1e-3).log(), A.mel(wave)
+    smooth, pinv = ((natural - m.clamp(min=1e-3).log()).std() for m in (A.envelope(mel), A.magnitude(mel)))
+    assert float(smooth) < 0.8 * float(pinv)
+
+
 def inconsistency(magnitude, wave, analysis=A):
     """|| |STFT(wave)| - S || / || S ||."""
     return float((analysis.stft(wave).abs() - magnitude).norm() / magnitude.norm())

@@ -35,12 +35,13 @@ TINY = [
     "training.sample_every=4",
     "sampling.steps=2",
 ]
+MEASURED = ("mel_l1", "log_spectral_distance", "mel_cepstral_distortion")
 BUDGET = 0.05
 
 
 def vowel(k):
-    """A tone that rises, with five harmonics, of 0.8 to 2 seconds: no two alike."""
-    t = torch.arange(int(RATE * (0.8 + 0.13 * k))) / RATE
+    """A tone that rises, with five harmonics, of 0.65 to 1.3 seconds: no two alike."""
+    t = torch.arange(int(RATE * (0.65 + 0.07 * k))) / RATE
     pitch = 2 * torch.pi * (100 + 7 * k) * (t + 0.1 * t**2)
     return 0.2 * torch.sin(torch.pi * t / t[-1]) * sum(torch.sin(n * pitch) / n for n in range(1, 6))
 
@@ -80,6 +81,12 @@ def waves_of(page):
 def vowels(tmp_path_factory):
     """A run on rising tones, hardly trained."""
     return trained(tmp_path_factory.mktemp("runs") / "vowels")
+
+
+@pytest.fixture(scope="module")
+def unheard(tmp_path_factory):
+    """The same without transcripts, so that nothing is given to a recogniser, which is slow."""
+    return trained(tmp_path_factory.mktemp("runs") / "unheard", transcripts=False)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +172,7 @@ def test_without_an_evaluation_the_table_is_measured_here_and_says_on_how_many(v
     rows = {"natural": natural, "griffin_lim": [vowels.medium.griffin_lim(x) for x in natural]}
     for name, made in (rows | {"samples": [drawn[i] for i in chosen]}).items():
         truth = judge(natural, made, texts, vowels.medium.analysis, vowels.judge)
-        for key in ("mel_l1", "log_spectral_distance", "mel_cepstral_distortion", "word_error_rate"):
+        for key in (*MEASURED, "word_error_rate"):
             assert found[name][key] == pytest.approx(getattr(truth, key), abs=1e-6), (name, key)
             assert found[name][f"{key}_error"] == pytest.approx(getattr(truth, f"{key}_error"), abs=1e-6)
     assert found["natural"]["mel_l1"] == 0
@@ -188,29 +195,31 @@ def test_the_sweeps_hold_all_else_fixed(vowels, numbers):
         assert numbers[name]["griffin_lim"]["mel_l1"] == pytest.approx(beside.mel_l1, rel=1e-4)
 
 
-def test_an_evaluation_of_this_step_is_used_and_one_of_another_step_is_not(vowels, numbers):
+def test_an_evaluation_of_this_step_is_used_and_one_of_another_step_is_not(unheard):
     """And not one with other evaluations; it needs no bound, which is not on the page."""
-    kept = vowels.folder / "evaluation.json"
-    quality = {key: value for key, value in numbers["quality"].items() if key not in ("speed", "from_evaluation")}
-    quality["samples"] = quality["samples"] | {"mel_l1": 0.0625, "word_error_rate": None}
-    quality |= {"real_time_factor": 0.75, "threads": 2}
-    here = vowels.step
+    kept = unheard.folder / "evaluation.json"
+    row = {"utterances": 40, "seconds": 100.0, "word_error_rate": 0.25, "word_error_rate_error": 0.125}
+    row |= {key: value for name in MEASURED for key, value in ((name, 0.0625), (f"{name}_error", None))}
+    quality = {name: row for name in ("natural", "griffin_lim", "samples")} | {"real_time_factor": 0.75, "threads": 2}
+    here = unheard.step
     try:
         for step, evaluations, used in ((here, 2, True), (here - 1, 2, False), (here, 3, False)):
             kept.write_text(json.dumps({"step": step, "quality": quality | {"evaluations": evaluations}}))
-            page = Page(write_report(vowels, budget=BUDGET))
-            found = written(vowels)["quality"]
-            assert (found["samples"]["mel_l1"] == 0.0625) is used is found["from_evaluation"]
+            page = Page(write_report(unheard, budget=BUDGET))
+            found = written(unheard)["quality"]
+            assert found["from_evaluation"] is used
+            assert (found["samples"] == row) is used
             assert ("Measured by <code>kuosan evaluate</code>" in page.source) is used
-            assert ("quality.real_time_factor" in {name for name, _, _ in page.numbers}) is used
+            assert (
+                {"quality.real_time_factor", "quality.natural.word_error_rate"} <= {n for n, _, _ in page.numbers}
+            ) is used
     finally:
         kept.unlink()
 
 
-def test_recordings_without_transcripts_have_no_recogniser(tmp_path):
-    run = trained(tmp_path, transcripts=False)
-    page = Page(write_report(run, budget=BUDGET))
-    found = written(run)
+def test_recordings_without_transcripts_have_no_recogniser(unheard):
+    page = Page(write_report(unheard, budget=BUDGET))
+    found = written(unheard)
     assert [attributes["id"] for attributes in page.of("section")] == SECTIONS
     assert found["facts"]["judge"] is False
     assert all(clip["heard"] is None is clip["text"] for clip in found["samples"]["clips"])
@@ -220,28 +229,36 @@ def test_recordings_without_transcripts_have_no_recogniser(tmp_path):
     assert len(waves_of(page)) == 3 * len(found["samples"]["clips"])
 
 
-def test_long_recordings_are_cut_on_the_page_alone(vowels, monkeypatch):
+def test_long_recordings_are_cut_on_the_page_alone(unheard, monkeypatch):
     """With room for a tenth of a second of each of three waves of six recordings."""
     monkeypatch.setattr("kuosan.measurements.speech.SOUND", 0.1 * RATE * 2 * 4 / 3 * 3 * 6)
-    measurements = measurements_of(vowels, BUDGET)
+    measurements = measurements_of(unheard, BUDGET)
     assert isinstance(measurements, VocoderMeasurements)
     found, pictures = measurements.samples()
     assert found["cut"]
     for clip, row in zip(found["clips"], pictures, strict=True):
-        assert clip["seconds"] == pytest.approx(len(vowels.data.held_out.waves[clip["seed"]]) / RATE)
+        assert clip["seconds"] == pytest.approx(len(unheard.data.held_out.waves[clip["seed"]]) / RATE)
         assert clip["shown"] == pytest.approx(0.1)
         for one in row:
             assert len(base64.b64decode(one["sound"].partition(",")[2])) == 44 + 2 * 0.1 * RATE
 
 
-def test_recordings_of_one_to_six_seconds_with_words_are_shown_first(vowels):
-    measurements = measurements_of(vowels, 1000.0)
+def test_recordings_of_one_to_six_seconds_with_words_are_shown_first(unheard):
+    measurements = measurements_of(unheard, BUDGET)
+    measurements.budget = 1000.0
     part = measurements.clips
     waves = [torch.zeros(int(RATE * seconds)) for seconds in (0.5, 2, 3, 9, 4, 5, 2, 2, 3)]
     texts = ["a", "b", "", "d", "e", "f", "g", "h", "i"]
     measurements.clips = type(part)(waves, texts, texts, texts, torch.tensor([len(wave) for wave in waves]))
-    measurements._order = list(range(9))
-    assert measurements._shown == [1, 4, 5, 6, 7, 8]
+    measurements.__dict__ |= {"_beside": (0.1, 0.1)}
+    assert measurements._shown == [1, 4, 5, 6, 7, 8]  # all that there are
+    for budget, shown in ((1e-9, [1, 5, 8]), (1000.0, [1, 4, 5, 6, 7, 8])):  # spread evenly, however few
+        measurements.budget = budget
+        del measurements.__dict__["_shown"]
+        assert measurements._shown == shown
+    measurements.clips = type(part)(waves[:5], texts[:5], texts[:5], texts[:5], torch.tensor([1]))
+    del measurements.__dict__["_shown"]
+    assert measurements._shown == [0, 1, 2, 3, 4]  # the others too, where there are not enough
 
 
 def test_a_sound_of_the_page_is_the_file_that_write_wav_writes(tmp_path):

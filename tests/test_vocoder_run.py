@@ -164,7 +164,9 @@ def test_what_is_no_sound_is_refused(run, tmp_path, capsys):
 def test_a_clipped_wave_is_made_and_what_is_cut_off_is_said(run, tmp_path, capsys):
     """A square wave at full scale: what is made of it overshoots here and there."""
     soundfile.write(tmp_path / "loud.wav", np.sign(np.sin(np.arange(16000) / 20)), 16000)
-    assert main(["sample", str(run.folder), "--input", str(tmp_path / "loud.wav"), "--out", str(tmp_path / "o.wav")]) == 0
+    assert (
+        main(["sample", str(run.folder), "--input", str(tmp_path / "loud.wav"), "--out", str(tmp_path / "o.wav")]) == 0
+    )
     assert "beyond full scale" in capsys.readouterr().err
     assert float(read_audio(tmp_path / "o.wav")[0].abs().max()) <= 1
 

@@ -141,21 +141,16 @@ def _sample(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from kuosan.samples import save_samples
 
     run = load(options.run)
-    usual = len(options.input) if options.input else 1 if options.text is not None else 16
-    count = options.count if options.count is not None or options.seeds is not None else usual
+    count, seeds = options.count, options.seeds
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    seeds = options.seeds if options.seeds is not None else list(range(count))
+    if seeds is None and count is not None:
+        seeds = list(range(count))
     if count is not None and count != len(seeds):
         raise ValueError(f"count is {count}, but there are {len(seeds)} seeds: one for each sample")
-    labels = None
-    if options.classes is not None:
-        import torch
-
-        asked = [run.class_of(name) for name in options.classes.split(",")]
-        labels = torch.tensor([asked[i % len(asked)] for i in range(len(seeds))])
+    classes = None if options.classes is None else [run.class_of(name) for name in options.classes.split(",")]
     out = Path(options.out) if options.out else None
-    result = save_samples(run, seeds, labels, out, options.batch_size, **_settings(options))
+    result = save_samples(run, seeds, classes, out, options.batch_size, **_settings(options))
     n = len(result["samples"])
     words = f"{n} sample{'s' * (n != 1)}, {result['evaluations']:g} evaluations each ({result['solver']})"
     return result, f"{run.medium.glimpse(result['samples'])}{words}: {result['sheet']}"
@@ -244,7 +239,7 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if ode and not options.ode:
         raise ValueError(f"--{next(iter(ode))} is of the ODE: add --ode")
     result = run.evaluate(
-        measures or ("bound",),
+        measures or None,
         quality=not measures and options.data is None,
         split="held_out" if options.split == "test" else options.split,
         files=options.data,
@@ -258,13 +253,12 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     )
     what = {"held_out": "held-out ", "train": "training ", "files": ""}[result["split"]] + run.medium.many
     unit = run.medium.unit
-    lines = [
-        f"{result['run']}, step {result['step']}: {result['scored']} {what}",
-        "",
-        f"{unit.name:32s}{'':>9s}{'±':>9s}{'± drawn':>10s}{'evaluations':>14s}",
-    ]
-    for name in measures or ("bound",):
-        one = result["likelihoods"][name]
+    scored = f": {result['scored']} {what}" if result["scored"] else ""
+    lines = [f"{result['run']}, step {result['step']}{scored}"]
+    if result["likelihoods"]:
+        lines += ["", f"{unit.name:32s}{'':>9s}{'±':>9s}{'± drawn':>10s}{'evaluations':>14s}"]
+    one: dict[str, Any] = {}
+    for name, one in result["likelihoods"].items():
         lines.append(
             f"{_measure_in_words(name, one):32s}{one['total']:>9.4f}{_known(one['standard_error']):>9s}"
             f"{_known(one['monte_carlo_error']):>10s}{one['evaluations_per_example']:>14,.0f}"
@@ -289,7 +283,10 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             lines.append(f"  guidance: {quality['guidance']:g}")
     elif not measures and options.data is None:
         lines += ["", f"no judge of quality: {run.why_no_judge}"]
-    lines += ["", f"each {run.medium.one}: {result['examples']}", result["examples"].removesuffix("csv") + "json"]
+    lines.append("")
+    if "examples" in result:
+        lines.append(f"each {run.medium.one}: {result['examples']}")
+    lines.append(result["file"])
     return result, "\n".join(lines)
 
 

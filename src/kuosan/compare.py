@@ -44,7 +44,7 @@ def compare(
         same model's ODE (order 4, 200 steps; None for a solver with noise), and where the run has a judge its
         share of confident samples and Frechet distance; ``reference``: the same quality of the fine solution.
     """
-    labels = run.labels_for(samples)
+    labels = run.conditions(samples)
 
     def draw(sampler: Sampler) -> Tensor:
         return sample(

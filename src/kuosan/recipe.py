@@ -18,6 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 TOKEN_PROCESSES = ("masked", "uniform", "autoregressive")
 
 
+#: Of data, one of them: the keys of a recipe's data that say where they are.
+SOURCES = ("name", "folder", "texts")
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be used: says the file, the key, what was expected and what came."""
 
@@ -84,7 +88,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
-        if sum(one is not None for one in (self.name, self.folder, self.texts)) != 1:
+        if sum(getattr(self, key) is not None for key in SOURCES) != 1:
             raise ValueError(
                 "give name (a named data set), folder (of your own images) or texts (your own), one of them"
             )
@@ -314,6 +318,8 @@ class Recipe(Section):
             raise ValueError(
                 'a section [encoder] and data.speech.state = "mel" are both of text to speech: give both, or neither'
             )
+        if self.denoiser.learned_variance:
+            raise ValueError("denoiser.learned_variance is not of speech: drop it")
         if self.denoiser.predicts in ("levels", "energy"):
             raise ValueError(f'denoiser.predicts = "{self.denoiser.predicts}" is not of speech: take x0, eps or v')
 
@@ -377,6 +383,9 @@ def _override(table: dict[str, Any], override: str) -> None:
             raise RecipeError(f"{override!r}: {section} is a value, not a section")
     if last == "kind" and table.get("kind") != value:
         table.clear()  # another kind has other settings
+    if sections == ["data"] and last in SOURCES:
+        for other in SOURCES:
+            table.pop(other, None)  # data have one source
     table[last] = value
 
 

@@ -262,7 +262,8 @@ def _check_trained(grid: Grid, process: Process) -> None:
     earliest = process.schedule.t_min
     if early := [t for t in grid.times if t < earliest * (1 - 1e-9)]:
         raise ValueError(
-            f"the model was trained at times from {earliest:g} to 1, and the grid has {', '.join(f'{t:g}' for t in early)}"
+            f"the model was trained at times from {earliest:g} to 1, and the grid has "
+            f"{', '.join(f'{t:g}' for t in early)}"
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from kuosan.plain import plain
 from kuosan.progress import Progress
@@ -21,8 +21,8 @@ SHEET = 256
 
 def save_samples(
     run: Run,
-    seeds: Sequence[int],
-    labels: Tensor | None = None,
+    seeds: Sequence[int] | None = None,
+    classes: Sequence[int] | None = None,
     out: Path | None = None,
     batch_size: int | None = None,
     **settings: Any,
@@ -33,8 +33,8 @@ def save_samples(
     depend on how many there are.
 
     Args:
-        seeds: one for each sample.
-        labels: class of each, (N,); by default all classes in turn.
+        seeds: one for each sample; default 0, 1, 2, ..., as many as is usual for the run.
+        classes: which ones, in turn; by default all.
         out: a folder, or the file of a single sample; default RUN/samples.
         batch_size: samples at once; default the run's own.
         settings: of :meth:`Run.sampler <kuosan.runs.Run.sampler>`.
@@ -42,15 +42,17 @@ def save_samples(
     Returns:
         What samples.json holds: how they were drawn, the sheet, and each file with its seed.
     """
-    seeds = check_seeds(seeds)
     out = out or run.folder / "samples"
-    single = out.suffix == run.medium.suffix  # the others get names like it
-    if single and len(seeds) > 1:
-        raise ValueError(f"{out} is one file, and there are {len(seeds)} samples: give a folder")
+    single = out.suffix == run.medium.suffix  # the other file gets a name like it
     folder = out.parent if single else out
-    labels = run.labels_for(len(seeds)) if labels is None else labels
     with joined() as processes:
         sampler = run.sampler(**settings)
+        seeds = check_seeds(range(run.usual_count(sampler)) if seeds is None else seeds)
+        if single and len(seeds) > 1:
+            raise ValueError(f"{out} is one file, and there are {len(seeds)} samples: give a folder")
+        labels = run.labels_for(len(seeds))
+        if classes is not None:
+            labels = torch.tensor(classes)[torch.arange(len(seeds)) % len(classes)]
         how = {"run": str(run.folder), "step": run.step} | sampler.how
         files: list[dict[str, Any]] = []
         for i, name in enumerate(run.names(sampler, seeds, labels)):

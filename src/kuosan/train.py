@@ -141,10 +141,12 @@ def _begin(run: Run) -> None:
 
 def _with_whole_paths(recipe: Recipe) -> Recipe:
     """The recipe with its folders, of data and of the run to begin with, as paths that are right from anywhere."""
-    data, training = recipe.data, recipe.training
+    data, training, sampling = recipe.data, recipe.training, recipe.sampling
     for key in ("folder", "texts"):
         if (path := getattr(data, key)) is not None:
             data = data.model_copy(update={key: str(Path(path).expanduser().resolve())})
     if training.start is not None:
         training = training.model_copy(update={"start": str(Path(training.start).expanduser().resolve())})
-    return recipe.model_copy(update={"data": data, "training": training})
+    if sampling.vocoder is not None:
+        sampling = sampling.model_copy(update={"vocoder": str(Path(sampling.vocoder).expanduser().resolve())})
+    return recipe.model_copy(update={"data": data, "training": training, "sampling": sampling})

@@ -50,7 +50,7 @@ class VocoderMeasurements(Measurements):
     page = "speech.html"
     kind = "A vocoder"
     sections = ("facts", "samples", "loss", "evaluations", "temperature")
-    shares: ClassVar[Mapping[str, float]] = {"samples": 0.25, "quality": 0.25, "evaluations": 0.3, "temperature": 0.2}
+    shares: ClassVar[Mapping[str, float]] = {"samples": 0.3, "quality": 0.2, "evaluations": 0.3, "temperature": 0.2}
 
     def __init__(self, run: Any, budget: float):
         self.medium: SpeechMedium = run.medium
@@ -153,10 +153,14 @@ class VocoderMeasurements(Measurements):
 
         best = [i for i in range(len(self.clips)) if self._says(i) and not off(i)]
         others = sorted(set(range(len(self.clips))) - set(best), key=lambda i: (off(i), not self._says(i), i))
-        spread = [best[k] for k in np.unique(np.linspace(0, len(best) - 1, SHOWN).round().astype(int))] if best else []
         evaluations = self.run.sampler().how["evaluations"]
         each = self._takes(evaluations) + self._beside[0] + len(COLUMNS) * self._beside[1]
-        return sorted(self._affordable("samples", [*spread, *others][:SHOWN], each))
+        for most in range(SHOWN, 0, -1):
+            places = np.unique(np.linspace(0, len(best) - 1, min(most, len(best))).round().astype(int))
+            chosen = [*(best[k] for k in places), *others][:most]
+            if most <= LEAST or self._affordable("samples", chosen, each) == chosen:
+                break
+        return sorted(chosen)
 
     # -- sounds -------------------------------------------------------------------------------------------------------
 

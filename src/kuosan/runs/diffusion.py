@@ -62,6 +62,10 @@ class DiffusionRun(Run):
         """Examples of a part as they are diffused, and what the model is told of them."""
         return self.medium.batch(part, torch.arange(len(part)))
 
+    def conditions(self, n: int) -> Tensor | None:
+        """What the model is told of n examples, such as tables are tuned on: classes in turn."""
+        return self.labels_for(n)
+
     @property
     def denoiser(self) -> Denoiser:
         """The model with its averaged weights, ready to use."""
@@ -178,7 +182,7 @@ class DiffusionRun(Run):
             chosen.model(self.denoiser, self.conditional),
             self.state_shape,
             steps,
-            labels=self.labels_for,
+            labels=self.conditions,
             transform=chosen.transform,
             temperature=chosen.section.temperature,
             device=device(),

@@ -92,6 +92,8 @@ class Run(ABC):
     families: ClassVar[tuple[str, ...]] = ()
     #: Whether a probability-flow ODE gives a likelihood of its data.
     has_ode: ClassVar[bool] = False
+    #: What `evaluate` measures where nobody says, beside the quality of samples.
+    usual: ClassVar[tuple[str, ...]] = ("bound",)
     #: Samples that are drawn together.
     at_once: ClassVar[int] = 256
 
@@ -207,6 +209,10 @@ class Run(ABC):
     def labels_for(self, n: int) -> Tensor | None:
         """Classes in turn for n samples; None for an unconditional model."""
         return torch.arange(n) % len(self.classes) if self.conditional and self.classes else None
+
+    def usual_count(self, sampler: Any) -> int:
+        """How many samples there are where nobody says."""
+        return 16
 
     @abstractmethod
     def sampler(self, **settings: Any) -> Sampling:
@@ -386,7 +392,7 @@ class Run(ABC):
 
     def evaluate(
         self,
-        measures: Sequence[str] = ("bound",),
+        measures: Sequence[str] | None = None,
         *,
         quality: bool = True,
         split: str = "held_out",
@@ -404,7 +410,7 @@ class Run(ABC):
         Written to evaluation.json (of held-out data) and evaluation.csv, or to files named after the split or "files".
 
         Args:
-            measures: of "bound", "importance" and "ode".
+            measures: of "bound", "importance" and "ode"; default the bound, and of speech none.
             quality: of samples too.
             split: "held_out" or "train".
             files: your own (pictures, or folders of them; files of texts), in the place of a split.
@@ -419,6 +425,7 @@ class Run(ABC):
             of texts, which is the bound with each of its terms; ``quality`` (None for images without classes);
             ``examples``, the file with one line for each.
         """
+        measures = self.usual if measures is None else measures
         asked = {} if guidance is None else {"guidance": guidance}
         self.sampler(**asked)  # says now what is wrong with the weight, not after the bound
         for name, value in (("examples", examples), ("importance", importance), ("draws", draws)):
@@ -442,7 +449,8 @@ class Run(ABC):
         found = self.likelihoods(x, condition, measures, importance=importance, draws=draws, ode=ode, **settings)
         name = "evaluation" + ("" if where == "held_out" else f"-{where}") + ("-any-class" if unconditional else "")
         path = self.folder / f"{name}.json"
-        result: dict[str, Any] = {"run": str(self.folder), "step": self.step, "split": where, "scored": len(x)}
+        result: dict[str, Any] = {"run": str(self.folder), "step": self.step, "split": where}
+        result["scored"] = len(x) if found else 0
         if self.conditional and condition is None:
             result["condition"] = "any class"
         chain, how = self.chain(**settings) if "bound" in found or "importance" in found else (None, {})
@@ -458,9 +466,10 @@ class Run(ABC):
             result[unit.key] = {name: scale * v for name, v in terms.items()} | result["likelihoods"]["bound"]
         if quality:
             result["quality"] = self.quality(self.recipe.evaluation.samples, **asked)
-        result["examples"] = str(path.with_suffix(".csv"))
-        write_examples(path.with_suffix(".csv"), names, found, unit)
-        result = plain(result)
+        if found:
+            result["examples"] = str(path.with_suffix(".csv"))
+            write_examples(path.with_suffix(".csv"), names, found, unit)
+        result = plain(result | {"file": str(path)})
         write(path, json.dumps(result, indent=2, ensure_ascii=False))
         return result
 

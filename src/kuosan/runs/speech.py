@@ -20,6 +20,7 @@ from kuosan.sampler import Sampler, Settings
 from kuosan.seeds import stream
 from kuosan.solvers import check_seeds, sample_batches
 from kuosan.speech.acoustic import Acoustic
+from kuosan.speech.alignment import expand
 from kuosan.speech.audio import read_audio
 from kuosan.speech.judge import real_time_factor
 from kuosan.speech.medium import NAMES, SpeechMedium
@@ -33,9 +34,15 @@ from kuosan.speech.transcribed import TranscribedMedium
 MEASURED_ON = 256
 #: Waves that a sheet shows.
 SHOWN = 4
+#: Characters of the name of a file.
+LONGEST = 60
+#: Times as fast as the voice speaks by itself, and seconds.
+SPEEDS, MOST_SECONDS = (0.1, 10.0), 600.0
 #: Settings of sampling that are of one kind of speech model only.
 OF_VOCODERS = ("input",)
 OF_TEXT_TO_SPEECH = ("text", "vocoder", "speed", "seconds")
+#: Settings of sampling that no speech has.
+FOREIGN = (*(name for name in OF_TEXTS if name != "temperature"), "known", "mask", "corrections")
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,26 @@ class SpeechRun(DiffusionRun):
     """What the runs of speech share: samples are waves, each of a length of its own, made one by one."""
 
     has_ode = False
+    usual = ()
     at_once = 1
     medium: SpeechMedium
+
+    def labels_for(self, n: int) -> None:
+        """None: speech has no classes."""
+
+    def usual_count(self, sampler: Any) -> int:
+        """One for each thing that is given; of held-out recordings 16."""
+        return min(16, len(self.held_out())) if sampler.items is None else len(sampler.items)
+
+    def evaluate(self, measures: Sequence[str] | None = None, **settings: Any) -> dict[str, Any]:
+        """The quality of samples, and of a vocoder the bound of its states if that is asked for: a density.
+
+        Args:
+            measures, settings: of :meth:`Run.evaluate <kuosan.runs.Run.evaluate>`.
+        """
+        if settings.get("files") is not None:
+            raise RunError("recordings of your own are not scored: `kuosan sample RUN --input` makes them anew")
+        return super().evaluate(measures, **settings)
 
     @abstractmethod
     def held_out(self) -> list[tuple[str, Any]]:
@@ -146,7 +171,8 @@ class SpeechRun(DiffusionRun):
         return waves
 
     def names(self, sampler: Speaker, seeds: Sequence[int], labels: Tensor | None) -> list[str]:
-        named = [re.sub(r"[^\w.+-]+", "-", name).strip("-") or "wave" for name, _ in self.items(sampler, len(seeds))]
+        items = self.items(sampler, len(seeds))
+        named = [re.sub(r"[^\w.+-]+", "-", name)[:LONGEST].strip("-.") or "wave" for name, _ in items]
         return [name if named.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(named)]
 
     def while_training(self, model: Any) -> Speaker:
@@ -185,14 +211,14 @@ class VocoderRun(SpeechRun):
     """A trained (or half-trained) vocoder: a diffusion model that is told a mel."""
 
     families = ("vocoder",)
-    foreign = (*(name for name in OF_TEXTS if name != "temperature"), *OF_TEXT_TO_SPEECH)
+    foreign = (*FOREIGN, *OF_TEXT_TO_SPEECH)
 
     def states(self, part: Any) -> tuple[Tensor, Tensor | None]:
         """Some windows of a part: all of them would not fit into memory."""
         chosen = torch.randperm(self.medium.size(part), generator=stream("states"))[:MEASURED_ON]
         return self.medium.batch(part, chosen)
 
-    def labels_for(self, n: int) -> Tensor:
+    def conditions(self, n: int) -> Tensor:
         """The mels of n training windows, as the network is told them, spread over the recordings."""
         part = self.data.train
         return self.medium.batch(part, torch.linspace(0, self.medium.size(part) - 1, n).long())[1]
@@ -270,11 +296,13 @@ class Reader(Speaker):
     """A sampler of texts read out.
 
     Args:
+        acoustic: the model, which reads texts, guided or not.
         vocoder: what makes waves of mels, and its sampler; None: Griffin-Lim.
         speed: 2 is twice as fast as the voice speaks by itself.
         seconds: how long a text is to last; None: by the text.
     """
 
+    acoustic: Acoustic | None = None
     vocoder: tuple[VocoderRun, Speaker] | None = None
     speed: float = 1.0
     seconds: float | None = None
@@ -284,7 +312,7 @@ class TextToSpeechRun(SpeechRun):
     """A trained (or half-trained) model of text to speech."""
 
     families = ("tts",)
-    foreign = (*(name for name in OF_TEXTS if name != "temperature"), *OF_VOCODERS)
+    foreign = (*FOREIGN, *OF_VOCODERS)
     medium: TranscribedMedium
 
     @property
@@ -294,14 +322,12 @@ class TextToSpeechRun(SpeechRun):
 
     def aligned(self, part: Any, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of some recordings: mels (B, M, T) as the network sees them, symbols (B, L), and durations (B, L)."""
-        x_0, ids = self.medium.batch(part, index)
+        x_0, ids = (one.to(device()) for one in self.medium.batch(part, index))
         with torch.no_grad():
             return x_0, ids, self.denoiser.align(self.denoiser.encoder(ids)[0], x_0, ids)
 
     def states(self, part: Any) -> tuple[Tensor, Tensor | None]:
         """Windows of a part's recordings, the first of each, and the means that the network is told of them."""
-        from kuosan.speech.alignment import expand
-
         index = torch.arange(self.medium.size(part))[:MEASURED_ON]
         frames = torch.arange(self.shape[1])
         windows = []
@@ -313,7 +339,7 @@ class TextToSpeechRun(SpeechRun):
                 windows.append((x[:, frames % n], m[:, frames % n]))
         return torch.stack([x for x, _ in windows]), torch.stack([m for _, m in windows])
 
-    def labels_for(self, n: int) -> Tensor:
+    def conditions(self, n: int) -> Tensor:
         """The means of n training windows, in turn."""
         told_of = self.states(self.data.train)[1]
         assert told_of is not None
@@ -334,14 +360,16 @@ class TextToSpeechRun(SpeechRun):
         found = super().sampler(**settings)
         if speed is not None and seconds is not None:
             raise RunError("a length in seconds leaves no speed to choose: drop one of them")
-        if speed is not None and not speed > 0:
-            raise RunError(f"speed must be positive, got {speed}")
-        if seconds is not None and not seconds > 0:
-            raise RunError(f"seconds must be positive, got {seconds}")
+        if speed is not None and not SPEEDS[0] <= speed <= SPEEDS[1]:
+            raise RunError(f"speed must lie in {SPEEDS[0]:g} to {SPEEDS[1]:g}, got {speed:g}")
+        if seconds is not None and not 0 < seconds <= MOST_SECONDS:
+            raise RunError(f"seconds must be more than 0 and at most {MOST_SECONDS:g}, got {seconds:g}")
         items = None if text is None else [(one, one) for one in ([text] if isinstance(text, str) else text)]
         for _, one in items or ():
             encode(one)  # says now what cannot be read
         vocoder = self.recipe.sampling.vocoder if vocoder is None else vocoder
+        told_of = {"text": text, "speed": speed, "seconds": seconds}
+        found.how.update({name: value for name, value in told_of.items() if value is not None})
         found.how["vocoder"] = "Griffin-Lim"
         if vocoder is not None:
             run = vocoder if isinstance(vocoder, VocoderRun) else VocoderRun.open(vocoder)
@@ -352,7 +380,8 @@ class TextToSpeechRun(SpeechRun):
             vocoder = run, run.sampler()
             found.how["vocoder"] = str(run.folder)
         parts = {field.name: getattr(found, field.name) for field in dataclasses.fields(Speaker)} | {"items": items}
-        return Reader(**parts, vocoder=vocoder, speed=1.0 if speed is None else speed, seconds=seconds)
+        own: dict[str, Any] = {"speed": 1.0 if speed is None else speed, "seconds": seconds}
+        return Reader(**parts, acoustic=self.denoiser, vocoder=vocoder, **own)
 
     def items(self, sampler: Speaker, n: int) -> list[tuple[str, Any]]:
         """As of other runs; one text alone is said n times."""
@@ -366,12 +395,13 @@ class TextToSpeechRun(SpeechRun):
 
     def while_training(self, model: Any) -> Reader:
         found = super().while_training(model)
-        return Reader(**{field.name: getattr(found, field.name) for field in dataclasses.fields(Speaker)})
+        parts = {field.name: getattr(found, field.name) for field in dataclasses.fields(Speaker)}
+        return Reader(**parts, acoustic=model)
 
     def mel(self, sampler: Reader, text: str, seed: int) -> Mel:
         """The mel of a text read out."""
-        analysis, model = self.medium.analysis, sampler.model
-        assert isinstance(model, Acoustic)
+        analysis, model = self.medium.analysis, sampler.acoustic
+        assert model is not None
         frames = None if sampler.seconds is None else analysis.frames(max(1, round(sampler.seconds * analysis.rate)))
         with torch.no_grad():
             mu, _ = model.told(torch.tensor([encode(text)], device=device()), sampler.speed, frames)
@@ -389,6 +419,10 @@ class TextToSpeechRun(SpeechRun):
             run, speaker = sampler.vocoder
             return run.wave(speaker, mel, seed)
         return mel.griffin_lim(sampler.griffin_lim)
+
+    def chain(self, **settings: Any) -> Any:
+        """There is none of a text alone: what the denoiser is told depends on the alignment with the mel itself."""
+        raise RunError(f"{self.folder} has no bound on its mels given their texts: it aligns the two first")
 
     def quality(self, n: int, **settings: Any) -> Mapping[str, Any]:
         """Of n held-out texts at most: how their words are heard, beside natural speech and its mel made sound again.

@@ -182,6 +182,8 @@ class SpeechMedium(Medium):
         chosen = range(len(samples)) if labels is None else labels.tolist()
         natural = [part.waves[i] for i in chosen]
         texts = None if part.texts is None or self.judge is None else [part.texts[i] for i in chosen]
+        if texts is not None and not any(texts):
+            texts = None
         rows = {"natural": natural, "griffin_lim": [self.griffin_lim(wave) for wave in natural], "samples": samples}
         recogniser = None if texts is None else self.judge
         return {name: asdict(judge(natural, made, texts, self.analysis, recogniser)) for name, made in rows.items()}
