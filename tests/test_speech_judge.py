@@ -43,6 +43,14 @@ def recogniser():
     return Recogniser()
 
 
+def test_a_recogniser_with_choices_hears_one_of_them_or_nothing():
+    buzz = 0.2 * torch.sin(torch.arange(8000) * 0.05) * torch.sin(torch.arange(8000) * 3e-4)
+    assert Recogniser(["yes", "no thanks"])(buzz) in ("yes", "no thanks", "")
+    for wrong in ("", "no xqzzt"):
+        with pytest.raises(ValueError, match="does not know the word"):
+            Recogniser(["yes", wrong])
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_equal_waves_are_not_apart_and_the_order_does_not_matter(measure):
     x, y = noise(2, 4000), noise(2, 4000, seed=1)

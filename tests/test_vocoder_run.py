@@ -18,6 +18,7 @@ from kuosan.cli import main
 from kuosan.runs import VocoderRun
 from kuosan.speech.analysis import Analysis
 from kuosan.speech.audio import read_audio
+from kuosan.speech.judge import judge
 from kuosan.speech.mel import Mel
 from kuosan.train import train
 
@@ -223,6 +224,17 @@ def test_speech_needs_its_table_and_nothing_else_may_have_it(tmp_path):
         train(recipes.read("digits", ["data.name=asterisk-en"]), tmp_path / "a")
     with pytest.raises(recipes.RecipeError, match="is not speech"):
         train(recipes.read("vocoder", ["data.name=digits"]), tmp_path / "b")
+
+
+def test_the_distances_while_training_are_kept_by_step(folder, tmp_path):
+    """Truth: the judge on what the run makes of the same clips, once it is trained."""
+    trained = train(tiny("magnitude", folder, "training.sample_every=1"), tmp_path / "run")
+    lines = [json.loads(line) for line in (trained.folder / "quality.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    waves = kuosan.load(trained.folder).sample(len(trained.data.held_out))
+    found = judge(trained.data.held_out.waves, waves, None, trained.medium.analysis)
+    assert lines[1]["mel_l1"] == pytest.approx(found.mel_l1, rel=1e-3)
+    assert (trained.folder / "samples" / "step-00000002.png").is_file()
 
 
 @pytest.mark.slow

@@ -143,6 +143,11 @@ def _plot(size: tuple[float, float], title: str, below: str) -> tuple[Any, Any]:
 
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
+    _plain_axes(axes, title, below)
+    return figure, axes
+
+
+def _plain_axes(axes: Any, title: str, below: str) -> None:
     axes.set_title(title, loc="left", fontsize=8.5, color=INK, pad=18)
     axes.set_xlabel(below, fontsize=8, color=SOFT)
     axes.tick_params(labelsize=8, labelcolor=SOFT, color=LINE, length=3)
@@ -152,7 +157,6 @@ def _plot(size: tuple[float, float], title: str, below: str) -> tuple[Any, Any]:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(SOFT)
-    return figure, axes
 
 
 def _plain_log(axis: Any, within: Sequence[int]) -> None:
@@ -472,3 +476,49 @@ def lengths_plot(samples: np.ndarray, held_out: np.ndarray) -> str:
     axes.set_ylim(bottom=0)
     _legend(axes)
     return _svg(figure, "lengths of texts")
+
+
+# -- plots of speech ---------------------------------------------------------------------------------------------------
+
+
+def alignment(
+    spectrogram: Image.Image,
+    symbols: Sequence[str],
+    paths: Mapping[str, Sequence[int]],
+    parts: Sequence[int],
+    name: str,
+) -> str:
+    """When each symbol of a text is said: downwards the symbols, to the right the frames, under a spectrogram of them.
+
+    Args:
+        spectrogram: one pixel for each number.
+        symbols: what each is called.
+        paths: how many frames each symbol lasts, for each path by its name; the second one is dashed.
+        parts: symbols at whose beginning a faint line is drawn, by the first path.
+        name: of the figure, in letters, digits and spaces.
+    """
+    from matplotlib.figure import Figure
+
+    ratios = (0.95, 0.14 * len(symbols))
+    figure = Figure(figsize=(WIDE[0], sum(ratios) + 1.1), layout="constrained")
+    above, axes = figure.subplots(2, 1, sharex=True, height_ratios=ratios)
+    axes.set_zorder(1)  # its legend stands between the two
+    above.imshow(
+        np.asarray(spectrogram), extent=(0, spectrogram.width, 0, 1), aspect="auto", interpolation="none", zorder=1
+    )
+    above.set_axis_off()
+    _plain_axes(axes, "", "frame")
+    places = np.arange(len(symbols))
+    for (title, lasting), colour, style in zip(paths.items(), (FIRST, SECOND), ("-", (0, (3, 2))), strict=False):
+        ends = np.concatenate([[0], np.cumsum(lasting)])
+        along, down = ends.repeat(2)[1:-1], places.repeat(2)
+        axes.plot(along, down, color=colour, linewidth=1.7, linestyle=style, label=title)
+    begins = np.concatenate([[0], np.cumsum(next(iter(paths.values())))])[list(parts)]
+    for x in begins:
+        above.axvline(float(x), color="#ffffff", alpha=0.55, linewidth=0.8)
+        axes.axvline(float(x), color=LINE, linewidth=0.7, zorder=0)
+    axes.set_yticks(places, list(symbols), fontsize=7)
+    axes.set_ylim(len(symbols) - 0.4, -0.6)
+    axes.set_xlim(0, max(spectrogram.width, *(sum(lasting) for lasting in paths.values())))
+    _legend(axes)
+    return _svg(figure, name)

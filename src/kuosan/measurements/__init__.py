@@ -6,13 +6,24 @@ from kuosan.measurements.diffusion import DiffusionMeasurements
 from kuosan.measurements.embedding import EmbeddingMeasurements
 from kuosan.measurements.images import ImageMeasurements
 from kuosan.measurements.speech import VocoderMeasurements
+from kuosan.measurements.spoken import TextToSpeechMeasurements
 from kuosan.measurements.text import AutoregressiveMeasurements, DiscreteMeasurements, TextMeasurements
-from kuosan.runs import AutoencoderRun, AutoregressiveRun, DiffusionRun, DiscreteRun, EmbeddingRun, Run, VocoderRun
+from kuosan.runs import (
+    AutoencoderRun,
+    AutoregressiveRun,
+    DiffusionRun,
+    DiscreteRun,
+    EmbeddingRun,
+    Run,
+    TextToSpeechRun,
+    VocoderRun,
+)
 
 #: Of each kind of run.
 KINDS: dict[type[Run], type[Measurements]] = {
     EmbeddingRun: EmbeddingMeasurements,
     VocoderRun: VocoderMeasurements,
+    TextToSpeechRun: TextToSpeechMeasurements,
     DiffusionRun: DiffusionMeasurements,
     AutoencoderRun: AutoencoderMeasurements,
     DiscreteRun: DiscreteMeasurements,
@@ -38,6 +49,7 @@ __all__ = [
     "ImageMeasurements",
     "Measurements",
     "TextMeasurements",
+    "TextToSpeechMeasurements",
     "VocoderMeasurements",
     "measurements_of",
 ]

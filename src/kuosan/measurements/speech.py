@@ -1,8 +1,9 @@
-"""What a report measures of a vocoder: sound beside sound, distances from natural speech, evaluations, temperature."""
+"""What the reports of speech measure: waves beside waves, heard and timed; and of a vocoder, its distances."""
 
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -33,7 +34,6 @@ SHOWN, BEST = 6, (1.0, 6.0)
 SOUND = 4.7e6
 #: Recordings that are measured, however slow the model.
 LEAST = 3
-COLUMNS = ("natural", "griffin_lim", "samples")
 PANELS = tuple(Panel(key, MEASURES[key][0], f"{key}_error", from_zero=False) for key in list(MEASURES)[:3])
 #: What is diffused, in words.
 STATES = {
@@ -43,41 +43,43 @@ STATES = {
 }
 
 
-class VocoderMeasurements(Measurements):
-    """The measurements of a vocoder's report. There is no bound among them: it is on a density, and of states."""
+class SpeechMeasurements(Measurements):
+    """What the reports of speech share. There is no bound among them: it is on a density, and of states.
 
-    run: VocoderRun
-    page = "speech.html"
-    kind = "A vocoder"
-    sections = ("facts", "samples", "loss", "evaluations", "temperature")
-    shares: ClassVar[Mapping[str, float]] = {"samples": 0.3, "quality": 0.2, "evaluations": 0.3, "temperature": 0.2}
+    Attributes:
+        columns: the waves of a recording that are compared, and their names: the natural one first, ours last.
+    """
+
+    columns: ClassVar[Mapping[str, str]]
 
     def __init__(self, run: Any, budget: float):
         self.medium: SpeechMedium = run.medium
         self.analysis, self.clips = run.medium.analysis, run.data.held_out
-        self._made: dict[int, Tensor] = {}  # with the recipe's settings
-        self._griffin_lim: dict[int, Tensor] = {}
-        self._seconds: dict[str, list[float]] = {"samples": [], "griffin_lim": []}  # that a second of speech took
+        self._made: dict[tuple[str, int], Tensor] = {}  # with the recipe's settings
+        self._seconds: dict[str, list[float]] = {name: [] for name in self._others}  # that a second of speech took
         super().__init__(run, budget)
 
     @property
-    def model_in_words(self) -> dict[str, str]:
-        recipe = self.run.recipe
-        assert recipe.network is not None
-        assert recipe.process is not None
-        assert recipe.data.speech is not None
-        return {
-            "diffuses": STATES[recipe.data.speech.state],
-            "network": recipe.network["kind"],
-            "predicts": recipe.denoiser.predicts,
-            "noise schedule": recipe.process["kind"],
-        }
+    def _others(self) -> list[str]:
+        """The columns that are made, ours first."""
+        return list(self.columns)[:0:-1]
+
+    @abstractmethod
+    def make(self, name: str, i: int) -> Tensor:
+        """The wave of a column, of recording i, with the noise of seed i, as by `kuosan sample`."""
+
+    @abstractmethod
+    def once(self, i: int) -> None:
+        """What is done for recording i once, whatever the number of evaluations, except that it is heard."""
+
+    @abstractmethod
+    def compared(self, chosen: Sequence[int], rows: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
+        """The quality of each column's waves of some recordings."""
 
     def facts(self) -> tuple[dict[str, Any], None]:
         found, data = super().facts()[0], self.run.data
         seconds = {name: int(getattr(data, name).lengths.sum()) / data.rate for name in ("train", "held_out")}
-        measures = {key: {"name": name, "form": form} for key, (name, form) in MEASURES.items()}
-        words = {"one": "recording", "many": "recordings", "seconds": seconds, "measures": measures}
+        words = {"one": "recording", "many": "recordings", "seconds": seconds}
         return found | words | {"analysis": self.analysis.plain()}, None
 
     def way_of_sampling(self) -> dict[str, Any]:
@@ -87,14 +89,21 @@ class VocoderMeasurements(Measurements):
         kept = {key: how[key] for key in ("evaluations", "temperature", "guidance")}
         return named | kept | {"griffin_lim": self.run.recipe.sampling.griffin_lim}
 
-    # -- how much can be afforded -------------------------------------------------------------------------------------
+    def tries(self, counts: Iterable[int]) -> tuple[str, list[tuple[int, dict[str, Any]]]]:
+        """Settings of sampling with about so many steps and one solver: its name; of each, evaluations and settings."""
+        sampling = self.run.recipe.sampling
+        fixed = sampling.solver["kind"] in ("auto", "tuned") and sampling.grid is None
+        rule: dict[str, Any] = {"solver": Auto(tuned=False)} if fixed else {}  # not a tuned table here and there
+        found = []
+        for steps in counts:
+            how = {"steps": steps, **rule}
+            try:
+                found.append((self.run.sampler(**how).how["evaluations"], how))
+            except ValueError:  # fewer steps than the solver's order, or more than the schedule has
+                continue
+        return "auto" if fixed else self.way_of_sampling()["solver"], found
 
-    def one_evaluation(self, samples: int) -> None:
-        part = self.run.data.train
-        x, condition = self.medium.batch(part, torch.arange(samples) % self.medium.size(part))
-        place = next(self.run.denoiser.parameters()).device
-        with torch.no_grad():
-            self.run.denoiser(x.to(place), torch.full((samples,), 0.5, device=place), condition.to(place))
+    # -- how much can be afforded -------------------------------------------------------------------------------------
 
     @cached_property
     def _beside(self) -> tuple[float, float]:
@@ -103,23 +112,27 @@ class VocoderMeasurements(Measurements):
         length = self._length(i)
         for _ in range(2):  # the first call is always slow
             begun = time.monotonic()
-            (wave,) = self._draw([i], solver={"kind": "ddim"}, steps=1)
-            self._judged([i], [wave])
+            self.once(i)
             measured = time.monotonic() - begun
-        self.medium.griffin_lim(self.clips.waves[i])  # so that it is not slow when it is timed
         if self.run.judge is None:
             return measured / length, 0.0
         begun = time.monotonic()
         self.run.judge(self.clips.waves[i])
         return measured / length, (time.monotonic() - begun) / length
 
-    def _takes(self, evaluations: int) -> float:
+    def takes(self, evaluations: int) -> float:
         """Seconds to make and measure a second of speech."""
         assert self.run.recipe.data.speech is not None
         window = self.run.recipe.data.speech.frames * self.analysis.hop / self.analysis.rate
         return evaluations * self.cost / window + self._beside[0]
 
-    def _affordable(self, section: str, order: Iterable[int], each: float, least: int = LEAST) -> list[int]:
+    @property
+    def _row_takes(self) -> float:
+        """Seconds to make all columns of a second of speech, and to hear them."""
+        all_made = self.takes(self.run.sampler().how["evaluations"]) + self._beside[0]
+        return all_made + len(self.columns) * self._beside[1]
+
+    def affordable(self, section: str, order: Iterable[int], each: float, least: int = LEAST) -> list[int]:
         """As many recordings as a section can have if a second of speech takes so long."""
         found: list[int] = []
         left = self.shares[section] * self.budget / each
@@ -153,87 +166,78 @@ class VocoderMeasurements(Measurements):
 
         best = [i for i in range(len(self.clips)) if self._says(i) and not off(i)]
         others = sorted(set(range(len(self.clips))) - set(best), key=lambda i: (off(i), not self._says(i), i))
-        evaluations = self.run.sampler().how["evaluations"]
-        each = self._takes(evaluations) + self._beside[0] + len(COLUMNS) * self._beside[1]
+        each = self._row_takes
         for most in range(SHOWN, 0, -1):
             places = np.unique(np.linspace(0, len(best) - 1, min(most, len(best))).round().astype(int))
             chosen = [*(best[k] for k in places), *others][:most]
-            if most <= LEAST or self._affordable("samples", chosen, each) == chosen:
+            if most <= LEAST or self.affordable("samples", chosen, each) == chosen:
                 break
         return sorted(chosen)
 
     # -- sounds -------------------------------------------------------------------------------------------------------
 
-    def _draw(self, chosen: Sequence[int], **settings: Any) -> list[Tensor]:
-        """Recordings made anew; number k with the noise of seed k, as by `kuosan sample`."""
-        return self.run.sample(input=[self.clips.waves[i] for i in chosen], seeds=list(chosen), **settings)
-
-    def _timed(self, name: str, i: int, kept: dict[int, Tensor], make: Any) -> Tensor:
-        if i not in kept:
+    def wave(self, name: str, i: int) -> Tensor:
+        """As :meth:`make`, made once and timed."""
+        if name not in self._others:
+            return self.clips.waves[i]
+        if (name, i) not in self._made:
             begun = time.monotonic()
-            kept[i] = make()
-            self._seconds[name].append((time.monotonic() - begun) / self._length(i))
-        return kept[i]
-
-    def _griffin_lim_of(self, i: int) -> Tensor:
-        make = self.medium.griffin_lim
-        return self._timed("griffin_lim", i, self._griffin_lim, lambda: make(self.clips.waves[i]))
-
-    def _made_of(self, i: int) -> Tensor:
-        return self._timed("samples", i, self._made, lambda: self._draw([i])[0])
+            made = self._made[name, i] = self.make(name, i)
+            self._seconds[name].append((time.monotonic() - begun) / (len(made) / self.analysis.rate))
+        return self._made[name, i]
 
     @property
     def drawn(self) -> list[Tensor]:  # type: ignore[override]
-        return [self._made_of(i) for i in self._shown]
+        return [self.wave(self._others[0], i) for i in self._shown]
 
-    def samples(self) -> tuple[dict[str, Any], list[list[dict[str, str]]]]:
-        most = int(SOUND / (len(COLUMNS) * 2 * 4 / 3) / SHOWN)  # samples of one wave
+    def samples(self) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+        most = int(SOUND / (3 * 2 * 4 / 3) / SHOWN)  # samples of one wave
         found: list[dict[str, Any]] = []
         pictures = []
         progress = Progress("recordings")
         for i in self._shown:
-            waves = dict(zip(COLUMNS, (self.clips.waves[i], self._griffin_lim_of(i), self._made_of(i)), strict=True))
+            waves = {name: self.wave(name, i) for name in self.columns}
             heard = {name: self.run.judge(wave) for name, wave in waves.items()} if self.run.judge else None
-            cut = [wave[:most] for wave in waves.values()]
-            images = [_of_one_pixel(image) for image in spectrograms(cut, self.analysis)]
+            cut = {name: wave[:most] for name, wave in waves.items()}
+            longest = max(map(len, cut.values()))
             pictures.append(
                 [
-                    {"name": NAMES[name], "key": name, "image": image, "sound": figures.sound(wave, self.analysis.rate)}
-                    for name, image, wave in zip(waves, images, cut, strict=True)
+                    {
+                        "name": self.columns[name],
+                        "key": name,
+                        "image": figures.png(of_one_pixel(image)),
+                        "width": 100 * len(wave) / longest,
+                        "sound": figures.sound(wave, self.analysis.rate),
+                    }
+                    for (name, wave), image in zip(
+                        cut.items(), spectrograms(list(cut.values()), self.analysis), strict=True
+                    )
                 ]
             )
             said = None if self.clips.transcripts is None else self.clips.transcripts[i] or None
-            lengths = {"seconds": self._length(i), "shown": len(cut[0]) / self.analysis.rate}
+            made = {name: len(wave) / self.analysis.rate for name, wave in waves.items()}
+            lengths = {"seconds": self._length(i), "shown": longest / self.analysis.rate, "lasts": made}
             found.append({"name": self.clips.names[i], "seed": i, "text": said, "heard": heard} | lengths)
             progress(len(found), len(self._shown))
-        return self.way_of_sampling() | {"clips": found, "cut": any(c["shown"] < c["seconds"] for c in found)}, pictures
+        longer = any(max(clip["lasts"].values()) > clip["shown"] for clip in found)
+        return self.way_of_sampling() | {"clips": found, "cut": longer}, pictures
 
     # -- measures -----------------------------------------------------------------------------------------------------
 
-    def _judged(self, chosen: Sequence[int], waves: Sequence[Tensor], words: bool = False) -> dict[str, Any]:
-        """The measures of waves made of some recordings; those of words only where it is known what is said."""
-        words = words and any(map(self._says, chosen))
-        texts, recogniser = (list(map(self._says, chosen)), self.run.judge) if words else (None, None)
-        natural = [self.clips.waves[i] for i in chosen]
-        return asdict(judge(natural, waves, texts, self.analysis, recogniser))
-
     def quality(self) -> dict[str, Any]:
-        """Of ours, Griffin-Lim's and natural waves; how long they take is always measured here, both in one place."""
+        """Of each column; how long they take is always measured here, all in one place."""
         found: dict[str, Any] = dict((self.evaluation or {}).get("quality") or {})
         how = self.run.sampler().how
-        known = set(COLUMNS) <= found.keys() and found.get("evaluations") == how["evaluations"]
+        known = set(self.columns) <= found.keys() and found.get("evaluations") == how["evaluations"]
         if not known:
-            each = self._takes(how["evaluations"]) + self._beside[0] + len(COLUMNS) * self._beside[1]
-            chosen = self._affordable("quality", self._order, each)
+            chosen = self.affordable("quality", self._order, self._row_takes)
             progress = Progress("quality")
-            rows: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
+            rows: dict[str, list[Tensor]] = {name: [] for name in self.columns}
             for done, i in enumerate(chosen, 1):
-                for name, wave in zip(
-                    COLUMNS, (self.clips.waves[i], self._griffin_lim_of(i), self._made_of(i)), strict=True
-                ):
-                    rows[name].append(wave)
+                for name, waves in rows.items():
+                    waves.append(self.wave(name, i))
                 progress(done, len(chosen))
-            found = {name: self._judged(chosen, waves, self.run.judge is not None) for name, waves in rows.items()}
+            found = self.compared(chosen, rows)
             found |= {"evaluations": how["evaluations"], "guidance": how["guidance"]}
         return found | {"from_evaluation": known, "held_out": len(self.clips), "speed": self._speed()}
 
@@ -245,25 +249,77 @@ class VocoderMeasurements(Measurements):
             found[f"{name}_error"] = stdev(taken) / len(taken) ** 0.5 if len(taken) > 1 else None
         return found
 
+
+class VocoderMeasurements(SpeechMeasurements):
+    """The measurements of a vocoder's report."""
+
+    run: VocoderRun
+    page = "speech.html"
+    kind = "A vocoder"
+    sections = ("facts", "samples", "loss", "evaluations", "temperature")
+    shares: ClassVar[Mapping[str, float]] = {"samples": 0.3, "quality": 0.2, "evaluations": 0.3, "temperature": 0.2}
+    columns: ClassVar[Mapping[str, str]] = {name: NAMES[name] for name in ("natural", "griffin_lim", "samples")}
+
+    @property
+    def model_in_words(self) -> dict[str, str]:
+        recipe = self.run.recipe
+        assert recipe.network is not None
+        assert recipe.process is not None
+        assert recipe.data.speech is not None
+        return {
+            "diffuses": STATES[recipe.data.speech.state],
+            "network": recipe.network["kind"],
+            "predicts": recipe.denoiser.predicts,
+            "noise schedule": recipe.process["kind"],
+        }
+
+    def facts(self) -> tuple[dict[str, Any], None]:
+        measures = {key: {"name": name, "form": form} for key, (name, form) in MEASURES.items()}
+        return super().facts()[0] | {"measures": measures}, None
+
+    def one_evaluation(self, samples: int) -> None:
+        part = self.run.data.train
+        x, condition = self.medium.batch(part, torch.arange(samples) % self.medium.size(part))
+        place = next(self.run.denoiser.parameters()).device
+        with torch.no_grad():
+            self.run.denoiser(x.to(place), torch.full((samples,), 0.5, device=place), condition.to(place))
+
+    # -- sounds -------------------------------------------------------------------------------------------------------
+
+    def _draw(self, chosen: Sequence[int], **settings: Any) -> list[Tensor]:
+        """Recordings made anew; number k with the noise of seed k, as by `kuosan sample`."""
+        return self.run.sample(input=[self.clips.waves[i] for i in chosen], seeds=list(chosen), **settings)
+
+    def make(self, name: str, i: int) -> Tensor:
+        return self._draw([i])[0] if name == "samples" else self.medium.griffin_lim(self.clips.waves[i])
+
+    def once(self, i: int) -> None:
+        (wave,) = self._draw([i], solver={"kind": "ddim"}, steps=1)
+        self._judged([i], [wave])
+
+    # -- measures -----------------------------------------------------------------------------------------------------
+
+    def _judged(self, chosen: Sequence[int], waves: Sequence[Tensor], words: bool = False) -> dict[str, Any]:
+        """The measures of waves made of some recordings; those of words only where it is known what is said."""
+        words = words and any(map(self._says, chosen))
+        texts, recogniser = (list(map(self._says, chosen)), self.run.judge) if words else (None, None)
+        natural = [self.clips.waves[i] for i in chosen]
+        return asdict(judge(natural, waves, texts, self.analysis, recogniser))
+
+    def compared(self, chosen: Sequence[int], rows: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
+        return {name: self._judged(chosen, waves, self.run.judge is not None) for name, waves in rows.items()}
+
     # -- sweeps -------------------------------------------------------------------------------------------------------
 
     def evaluations(self) -> tuple[dict[str, Any], list[str]]:
-        sampling, counts, tries = self.run.recipe.sampling, [], []
-        fixed = sampling.solver["kind"] in ("auto", "tuned") and sampling.grid is None
-        rule: dict[str, Any] = {"solver": Auto(tuned=False)} if fixed else {}  # not a tuned table here and there
-        for steps in EVALUATIONS:
-            try:
-                counts.append(self.run.sampler(steps=steps, **rule).how["evaluations"])
-            except ValueError:  # fewer steps than the solver's order, or more than the schedule has
-                continue
-            tries.append({"steps": steps, **rule})
+        solver, settings = self.tries(EVALUATIONS)
         least = sum(map(self._length, self._order[:LEAST]))
-        while len(counts) > 4 and sum(map(self._takes, counts)) * least > self.shares["evaluations"] * self.budget:
-            counts.pop()
-            tries.pop()
+        allowed = self.shares["evaluations"] * self.budget
+        while len(settings) > 4 and sum(self.takes(count) for count, _ in settings) * least > allowed:
+            settings.pop()
+        counts, tries = [count for count, _ in settings], [how for _, how in settings]
         found, plots = self._sweep("evaluations", counts, tries, counts, log=True)
-        solver = "auto" if fixed else self.way_of_sampling()["solver"]
-        return found | {"solver": solver, "temperature": sampling.temperature}, plots
+        return found | {"solver": solver, "temperature": self.run.recipe.sampling.temperature}, plots
 
     def temperature(self) -> tuple[dict[str, Any], list[str]]:
         found = self.run.sampler().how["evaluations"]
@@ -280,7 +336,7 @@ class VocoderMeasurements(Measurements):
         log: bool,
     ) -> tuple[dict[str, Any], list[str]]:
         """Make the same recordings anew with each setting, with the same noise, and measure each set."""
-        chosen = self._affordable(name, self._order, sum(map(self._takes, counts)))
+        chosen = self.affordable(name, self._order, sum(map(self.takes, counts)))
         progress, points = Progress(name), []
         kept = [key for panel in PANELS for key in (panel.key, panel.error) if key]
         for done, (setting, how) in enumerate(zip(settings, tries, strict=True), 1):
@@ -290,7 +346,7 @@ class VocoderMeasurements(Measurements):
             found = self._judged(chosen, waves)
             points.append({name: setting} | {key: found[key] for key in kept} | {"real_time_factor": took})
             progress(done, len(settings))
-        beside = self._judged(chosen, [self._griffin_lim_of(i) for i in chosen])
+        beside = self._judged(chosen, [self.wave("griffin_lim", i) for i in chosen])
         label = {"evaluations": "network evaluations"}.get(name, name)
         plots = [
             figures.sweep_plot(
@@ -302,6 +358,6 @@ class VocoderMeasurements(Measurements):
         return about | {"points": points, "griffin_lim": {key: beside[key] for key in kept}}, plots
 
 
-def _of_one_pixel(image: Image.Image) -> str:
+def of_one_pixel(image: Image.Image) -> Image.Image:
     """A spectrogram with one pixel for each number: the page enlarges it."""
-    return figures.png(image.resize((image.width // WIDE, image.height // HIGH), Image.Resampling.NEAREST))
+    return image.resize((image.width // WIDE, image.height // HIGH), Image.Resampling.NEAREST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kuosan.plain import plain
 from kuosan.progress import Progress
 from kuosan.runs.diffusion import OF_TEXTS, DiffusionRun, unmeasured_solver
-from kuosan.runs.run import RunError, device
+from kuosan.runs.run import RunError, device, write
 from kuosan.sampler import Sampler, Settings
 from kuosan.seeds import stream
 from kuosan.solvers import check_seeds, sample_batches
 from kuosan.speech.acoustic import Acoustic
 from kuosan.speech.alignment import expand
 from kuosan.speech.audio import read_audio
-from kuosan.speech.judge import real_time_factor
+from kuosan.speech.judge import judge, real_time_factor
 from kuosan.speech.medium import NAMES, SpeechMedium
 from kuosan.speech.mel import Mel
 from kuosan.speech.phonemes import encode
@@ -33,7 +35,7 @@ from kuosan.speech.transcribed import TranscribedMedium
 #: Windows that the reverse variance is measured on.
 MEASURED_ON = 256
 #: Waves that a sheet shows.
-SHOWN = 4
+SHOWN = 8
 #: Characters of the name of a file.
 LONGEST = 60
 #: Times as fast as the voice speaks by itself, and seconds.
@@ -186,6 +188,10 @@ class SpeechRun(DiffusionRun):
         sampler, items = self.while_training(model), self.held_out()[:SHOWN]
         waves = [self.wave(sampler, item, seed) for seed, (_, item) in enumerate(items)]
         self.page(waves, items, self.folder / "samples" / f"step-{step:08d}", {"step": step})
+        self.followed(step, items, waves)
+
+    def followed(self, step: int, items: Sequence[tuple[str, Any]], waves: Sequence[Tensor]) -> None:
+        """What is kept of waves that were made while training."""
 
     def sheet(
         self, sampler: Speaker, samples: Sequence[Path], columns: int | None, path: Path, notes: Mapping[str, Any]
@@ -278,6 +284,14 @@ class VocoderRun(SpeechRun):
         ]
         headings = [NAMES[name] for name in ("natural", "griffin_lim", "samples")] if len(rows[0]) > 1 else []
         return save_page(rows, self.medium.analysis, path.with_suffix(".png"), notes, headings)
+
+    def followed(self, step: int, items: Sequence[tuple[str, Any]], waves: Sequence[Tensor]) -> None:
+        """Their distances from the natural ones, as a line of quality.jsonl; a step that is done again counts anew."""
+        found = judge([wave for _, wave in items], waves, None, self.medium.analysis)
+        path = self.folder / "quality.jsonl"
+        kept = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+        kept = [one for one in kept if one["step"] < step] + [{"step": step} | dataclasses.asdict(found)]
+        write(path, "".join(json.dumps(plain(one)) + "\n" for one in kept))
 
     def quality(self, n: int, **settings: Any) -> Mapping[str, Any]:
         """Of n held-out clips at most: their waves beside Griffin-Lim's and the natural ones, and what they took."""

@@ -48,21 +48,33 @@ class Recogniser:
     What it hears is a function of the wave alone; nothing of the utterances before is kept. It works at 16 kHz: speech
     that had been cut to 4 kHz, it misheard twice as often.
 
+    Args:
+        choices: the only utterances that there are, such as the ten digits; empty: any words. Of a single short word a
+            language model of sentences has little to say.
+
     Attributes:
         rate: the samples a second that it expects.
 
     Raises:
+        ValueError: a choice is empty, or has a word that the dictionary does not know.
         ImportError: pocketsphinx is not installed.
     """
 
     rate = 16000
 
-    def __init__(self):
+    def __init__(self, choices: Sequence[str] = ()):
         try:
             from pocketsphinx import Decoder
         except ImportError:
             raise ImportError("a recogniser needs the library pocketsphinx: pip install 'kuosan[speech]'") from None
         self._decoder: Any = Decoder(loglevel="FATAL", dither=True, seed=1)  # in digital silence it would hear words
+        if choices:
+            for word in (word for choice in choices for word in choice.split() or [""]):
+                if not word or self._decoder.lookup_word(word) is None:
+                    raise ValueError(f"the recogniser does not know the word {word!r}")
+            grammar = f"#JSGF V1.0; grammar choices; public <one> = {' | '.join(choices)};"
+            self._decoder.add_jsgf_string("choices", grammar)
+            self._decoder.activate_search("choices")
 
     def __call__(self, wave: Tensor) -> str:
         """The words in lower case with spaces between, "" where there are none.
