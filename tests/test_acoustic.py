@@ -305,8 +305,7 @@ def by_hand(encoder, x_0, noise, begin, frames):
         logs = encoder.logs.detach().double().numpy()[row]
         lasts = best_alignment(mean, mel)
         of_means = ((mel - mean.repeat(lasts, axis=1)) ** 2).sum() / (2 * MELS * n)
-        ratio = np.array(lasts) / np.exp(logs)
-        of_durations = 2 * (ratio - 1 - np.log(ratio)).mean()
+        of_durations = ((np.log(lasts) - logs) ** 2).mean()
         at = [(math.floor(begin[i] * n) + k) % n for k in range(frames)]
         flow = ((noise[i, :, :frames].double().numpy() - mel[:, at]) ** 2).mean()
         found.append((of_means, of_durations, flow))
@@ -455,6 +454,6 @@ def test_means_and_alignments_are_learnt_together():
     assert float((found == lasts)[ids != 0].float().mean()) > 0.97
     for symbol, pattern in zip((4, 5, 6), patterns, strict=True):
         torch.testing.assert_close(mean.mT[ids == symbol].mean(0), pattern, rtol=0, atol=0.15)
-        # of lengths n - 1, n, n + 1 alike often, the logarithm of the mean
-        truth = math.log(np.mean([max(1, usual[symbol] + k) for k in (-1, 0, 1)]))
+        # of lengths n - 1, n, n + 1 alike often, the mean of the logarithm
+        truth = np.mean([math.log(max(1, usual[symbol] + k)) for k in (-1, 0, 1)])
         assert float(logs[ids == symbol].mean()) == pytest.approx(truth, abs=0.15)

@@ -156,13 +156,10 @@ class TextToSpeech(Objective):
     r"""The loss of an :class:`Acoustic` model: of the means, of the durations, and of the denoiser.
 
     .. math::
-        \frac1{2 M T} \sum_t \|m_t - \mu_{a(t)}\|^2
-        + \frac2L \sum_l \Bigl(\frac{d_l}{\hat d_l} - 1 - \log \frac{d_l}{\hat d_l}\Bigr)
+        \frac1{2 M T} \sum_t \|m_t - \mu_{a(t)}\|^2 + \frac1L \sum_l (\log d_l - \log \hat d_l)^2
         + w(t) \|x_0 - \hat x_0\|^2
 
-    for each text, with the best alignment a, and d its durations, whose deviance is the gamma law's: like a squared
-    error of the logarithm it is of relative errors, but the mean duration makes it least, and texts come out as long as
-    they were said. The denoiser sees a window of ``frames`` of the
+    for each text, with the best alignment a, and d its durations; the denoiser sees a window of ``frames`` of the
     recording laid end to end with itself.
 
     Args:
@@ -194,8 +191,8 @@ class TextToSpeech(Objective):
         mu = expand(mean, lasts)
         within = torch.arange(x_0.shape[2], device=x_0.device) < n[:, None]
         of_means = 0.5 * ((x_0 - mu).square().mean(1) * within).sum(1) / n
-        log_ratio = lasts.clamp_min(1).log() - log_durations
-        of_durations = (2 * (log_ratio.exp() - 1 - log_ratio) * there).sum(1) / there.sum(1)
+        error = (log_durations - lasts.clamp_min(1).log()).square() * there
+        of_durations = error.sum(1) / there.sum(1)
         uniform = 0.5 * (1 + torch.erf(noise[:, 0, -1] / math.sqrt(2)))
         begin = (uniform * n).long().clamp_max(n - 1)
         index = (begin[:, None] + torch.arange(self.frames, device=x_0.device)) % n[:, None]
