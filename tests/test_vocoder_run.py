@@ -1,5 +1,6 @@
 """A vocoder's run from end to end on a folder of made sounds: trained, sampled from files of all kinds, measured."""
 
+import dataclasses
 import json
 import math
 
@@ -52,7 +53,8 @@ def tiny(kind, folder, *more):
     path = folder.parent / f"{name}.toml"
     path.write_text(table, "utf-8")
     small = ("training.steps=2", "training.batch_size=4", "training.sample_every=0", "data.speech.frames=16")
-    return recipes.read(path, [*network, *small, "data.held_out=0.4", "sampling.griffin_lim=4", *more])
+    phases = ["sampling.griffin_lim=4"] if kind == "magnitude" else []
+    return recipes.read(path, [*network, *small, "data.held_out=0.4", *phases, *more])
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +268,39 @@ def test_the_reverse_variance_and_the_bound_are_of_windows(run):
     bound = run.bound(examples=2, steps=5)
     assert not bound.discrete
     assert bound.dimensions == math.prod(run.shape)
+
+
+def test_a_process_among_several_makes_the_waves_of_its_own_places(run):
+    """Under torchrun one of two draws the second and fourth: the same waves that one process alone draws there."""
+    sampler = run.sampler()
+    n = min(4, len(run.data.held_out))
+    whole = [wave for (wave,) in run.batches(sampler, list(range(n)))]
+    places = list(range(1, n, 2))
+    for place, (wave,) in zip(places, run.batches(run.share(sampler, places), places), strict=True):
+        torch.testing.assert_close(wave, whole[place])
+
+
+def test_every_sample_has_a_file_of_its_own(run):
+    waves = [torch.zeros(100)] * 4
+    sampler = dataclasses.replace(run.sampler(), items=list(zip(("a", "a", "a-1", "b/c"), waves, strict=True)))
+    names = run.names(sampler, range(4), None)
+    assert len(set(names)) == 4
+    assert all("/" not in name for name in names)
+
+
+def test_what_is_too_long_to_be_made_in_one_piece_is_refused(run):
+    with pytest.raises(ValueError, match="has 601 s, and at most 600 s"):
+        run.sample(input=torch.zeros(601 * 16000))
+
+
+def test_guidance_away_from_a_vocoder_of_other_constants_is_refused(run, folder, tmp_path):
+    other = train(tiny("magnitude", folder, "data.speech.hop=200"), tmp_path / "other")
+    with pytest.raises(ValueError, match="hop 200 instead of 256"):
+        run.sampler(weak=other.folder, guidance=1.0)
+
+
+def test_settings_of_a_likelihood_need_one_to_be_measured(run):
+    with pytest.raises(ValueError, match="variance is of a likelihood"):
+        run.evaluate(variance="beta")
+    with pytest.raises(ValueError, match="of held-out recordings"):
+        run.evaluate(split="train")

@@ -251,6 +251,10 @@ def make_objective(recipe: Recipe) -> Objective:
         )
     if isinstance(found, WordCrossEntropy) and recipe.denoiser.predicts != "words":
         raise RecipeError('objective.kind: word_cross_entropy needs denoiser.predicts = "words"')
+    if isinstance(found, TextToSpeech) and recipe.data.speech and found.frames != recipe.data.speech.frames:
+        raise RecipeError(
+            f"objective.frames: must be that of data.speech, {recipe.data.speech.frames}, got {found.frames}"
+        )
     learned = recipe.process is not None and recipe.process.get("kind") == "learned"
     if learned and not isinstance(found, Continuous | Elbo):
         raise RecipeError(

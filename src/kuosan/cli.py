@@ -417,7 +417,9 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--vocoder", metavar="RUN", help="of text to speech: what makes sound (default: Griffin-Lim)")
     draw.add_argument("--speed", type=float, help="of text to speech: 2 is twice as fast as the voice by itself")
     draw.add_argument("--seconds", type=float, help="of text to speech: how long it is to last (default: by the text)")
-    draw.add_argument("--griffin-lim", type=int, metavar="N", help="of a vocoder of magnitudes: iterations for phases")
+    draw.add_argument(
+        "--griffin-lim", type=int, metavar="N", help="of speech: iterations that find phases (default 32)"
+    )
     draw.add_argument("--prompt", metavar="TEXT", help="of texts: how each begins")
     draw.add_argument("--infill", metavar="TEXT", help='of texts: a text with "_" for each token that is to be drawn')
     draw.add_argument("--length", type=int, help="of texts: how many tokens each has (default: drawn)")

@@ -55,6 +55,7 @@ def compare(
             condition=labels,
             transform=sampler.transform,
             corrector=sampler.corrector,
+            temperature=getattr(sampler, "temperature", 1.0),  # of speech
             device=device(),
         )
 

@@ -249,6 +249,8 @@ class Recipe(Section):
             self._of_tokens_alone()
         if self.data.speech is not None:
             self._of_speech()
+        elif self.sampling.vocoder is not None:
+            raise ValueError("sampling.vocoder is of text to speech: drop it")
         elif self.encoder is not None:
             raise ValueError("a section [encoder] is of text to speech: drop it")
         elif self.sampling.griffin_lim != Sampling().griffin_lim:
@@ -318,6 +320,11 @@ class Recipe(Section):
             raise ValueError(
                 'a section [encoder] and data.speech.state = "mel" are both of text to speech: give both, or neither'
             )
+        if self.family == "vocoder" and self.sampling.vocoder is not None:
+            raise ValueError("sampling.vocoder is of text to speech: drop it")
+        assert self.data.speech is not None
+        if self.data.speech.state in ("spectrum", "wave") and self.sampling.griffin_lim != Sampling().griffin_lim:
+            raise ValueError(f"sampling.griffin_lim finds phases, which a {self.data.speech.state} has: drop it")
         if self.denoiser.learned_variance:
             raise ValueError("denoiser.learned_variance is not of speech: drop it")
         if self.denoiser.predicts in ("levels", "energy"):

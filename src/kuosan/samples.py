@@ -63,8 +63,9 @@ def save_samples(
         progress = Progress("samples") if processes.first else None
         done = 0
         if mine:
+            shared = run.share(sampler, mine)
             own = None if labels is None else labels[list(mine)]
-            for batch in run.batches(sampler, [seeds[i] for i in mine], own, batch_size):
+            for batch in run.batches(shared, [seeds[i] for i in mine], own, batch_size):
                 for one in batch:
                     at = files[mine[done]]
                     notes = how | {k: v for k, v in at.items() if k != "file"}

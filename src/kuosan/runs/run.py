@@ -214,6 +214,10 @@ class Run(ABC):
         """How many samples there are where nobody says."""
         return 16
 
+    def share(self, sampler: Any, places: Sequence[int]) -> Any:
+        """The sampler of one process among several, which draws the samples of these places."""
+        return sampler
+
     @abstractmethod
     def sampler(self, **settings: Any) -> Sampling:
         """The model with all else that sampling takes; what is not given is the recipe's."""
@@ -426,6 +430,8 @@ class Run(ABC):
             ``examples``, the file with one line for each.
         """
         measures = self.usual if measures is None else measures
+        if not measures and (settings or ode or unconditional):
+            raise RunError(f"{', '.join(settings) or 'that'} is of a likelihood, and none is measured: ask for one")
         asked = {} if guidance is None else {"guidance": guidance}
         self.sampler(**asked)  # says now what is wrong with the weight, not after the bound
         for name, value in (("examples", examples), ("importance", importance), ("draws", draws)):

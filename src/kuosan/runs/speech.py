@@ -28,8 +28,8 @@ from kuosan.speech.judge import judge, real_time_factor
 from kuosan.speech.medium import NAMES, SpeechMedium
 from kuosan.speech.mel import Mel
 from kuosan.speech.phonemes import encode
-from kuosan.speech.pictures import save_page
-from kuosan.speech.states import told, untold
+from kuosan.speech.pictures import MOST, save_page
+from kuosan.speech.states import Magnitude, told, untold
 from kuosan.speech.transcribed import TranscribedMedium
 
 #: Windows that the reverse variance is measured on.
@@ -83,6 +83,8 @@ class SpeechRun(DiffusionRun):
         Args:
             measures, settings: of :meth:`Run.evaluate <kuosan.runs.Run.evaluate>`.
         """
+        if settings.get("split", "held_out") != "held_out" and settings.get("quality", True):
+            raise RunError("the quality of speech is of held-out recordings: drop the split")
         if settings.get("files") is not None:
             raise RunError("recordings of your own are not scored: `kuosan sample RUN --input` makes them anew")
         return super().evaluate(measures, **settings)
@@ -103,6 +105,10 @@ class SpeechRun(DiffusionRun):
         found.how.update(temperature=section.temperature, griffin_lim=section.griffin_lim)
         parts = {field.name: getattr(found, field.name) for field in dataclasses.fields(Sampler)}
         return Speaker(**parts, griffin_lim=section.griffin_lim, temperature=section.temperature)
+
+    def share(self, sampler: Any, places: Sequence[int]) -> Any:
+        items = self.items(sampler, max(places) + 1)
+        return dataclasses.replace(sampler, items=[items[i] for i in places])
 
     def items(self, sampler: Speaker, n: int) -> list[tuple[str, Any]]:
         """What the first n waves are made of, by name.
@@ -175,7 +181,14 @@ class SpeechRun(DiffusionRun):
     def names(self, sampler: Speaker, seeds: Sequence[int], labels: Tensor | None) -> list[str]:
         items = self.items(sampler, len(seeds))
         named = [re.sub(r"[^\w.+-]+", "-", name)[:LONGEST].strip("-.") or "wave" for name, _ in items]
-        return [name if named.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(named)]
+        found: list[str] = []
+        for i, name in enumerate(named):
+            if named.count(name) > 1:
+                name = f"{name}-{i}"
+            while name in found or (name != named[i] and name in named):
+                name += "-again"
+            found.append(name)
+        return found
 
     def while_training(self, model: Any) -> Speaker:
         """A sampler of a model in training."""
@@ -203,7 +216,7 @@ class SpeechRun(DiffusionRun):
         self, waves: Sequence[Tensor], items: Sequence[tuple[str, Any]], path: Path, notes: Mapping[str, Any]
     ) -> Path:
         """Spectrograms of waves, and of what they were made of where that is sound."""
-        return save_page([[wave] for wave in waves], self.medium.analysis, path.with_suffix(".png"), notes)
+        return self.medium.sheet(waves, path, None, notes)
 
     def timed(self, sampler: Speaker, items: Sequence[tuple[str, Any]], waves: Sequence[Tensor]) -> dict[str, Any]:
         """How long the longest of some waves takes to be made, against how long it lasts."""
@@ -227,7 +240,7 @@ class VocoderRun(SpeechRun):
     def conditions(self, n: int) -> Tensor:
         """The mels of n training windows, as the network is told them, spread over the recordings."""
         part = self.data.train
-        return self.medium.batch(part, torch.linspace(0, self.medium.size(part) - 1, n).long())[1]
+        return self.medium.batch(part, torch.linspace(0, self.medium.size(part) - 1, n, dtype=torch.float64).long())[1]
 
     def sampler(self, **settings: Any) -> Speaker:
         """As of any diffusion run.
@@ -241,10 +254,19 @@ class VocoderRun(SpeechRun):
             ValueError: a file that is no sound or silent, a mel that was made with other constants.
         """
         given = settings.pop("input", None)
+        if not isinstance(self.medium.state, Magnitude) and settings.get("griffin_lim") is not None:
+            raise RunError(f"{self.folder} draws phases too: it has no griffin_lim to choose")
         found = super().sampler(**settings)
         if given is None:
             return found
         return dataclasses.replace(found, items=self._read([given] if isinstance(given, GIVEN) else given))
+
+    def _settings(self, given: Mapping[str, Any]) -> Settings:
+        if weak := given.get("weak"):
+            other = weak if isinstance(weak, VocoderRun) else VocoderRun.open(weak)
+            self.medium.analysis.check(other.medium.analysis)
+            given = dict(given) | {"weak": other}
+        return super()._settings(given)
 
     def _read(self, given: Iterable[Any]) -> list[tuple[str, Tensor | Mel]]:
         found: list[tuple[str, Tensor | Mel]] = []
@@ -261,6 +283,12 @@ class VocoderRun(SpeechRun):
                 found.append((name, wave))
         if not found:
             raise ValueError("nothing to make anew: give at least one sound file")
+        for name, clip in found:
+            seconds = (clip.samples if isinstance(clip, Mel) else len(clip)) / self.medium.analysis.rate
+            if seconds > (longest := self.medium.state.longest):
+                raise ValueError(
+                    f"{name} has {seconds:.0f} s, and at most {longest:.0f} s are made in one piece: cut it"
+                )
         return found
 
     def held_out(self) -> list[tuple[str, Any]]:
@@ -278,11 +306,14 @@ class VocoderRun(SpeechRun):
         self, waves: Sequence[Tensor], items: Sequence[tuple[str, Any]], path: Path, notes: Mapping[str, Any]
     ) -> Path:
         """Spectrograms side by side: what was given, what Griffin-Lim makes of its mel, and ours."""
+        if any(isinstance(clip, Mel) for _, clip in items):
+            return super().page(waves, items, path, notes)
+        seen = MOST * self.medium.analysis.hop
         rows = [
-            [wave] if isinstance(clip, Mel) else [clip, self.medium.griffin_lim(clip), wave]
+            [clip[:seen], self.medium.griffin_lim(clip[:seen]), wave[:seen]]
             for wave, (_, clip) in zip(waves, items, strict=True)
         ]
-        headings = [NAMES[name] for name in ("natural", "griffin_lim", "samples")] if len(rows[0]) > 1 else []
+        headings = [NAMES[name] for name in ("natural", "griffin_lim", "samples")]
         return save_page(rows, self.medium.analysis, path.with_suffix(".png"), notes, headings)
 
     def followed(self, step: int, items: Sequence[tuple[str, Any]], waves: Sequence[Tensor]) -> None:
@@ -310,7 +341,7 @@ class Reader(Speaker):
     """A sampler of texts read out.
 
     Args:
-        acoustic: the model, which reads texts, guided or not.
+        acoustic: the model, which reads texts.
         vocoder: what makes waves of mels, and its sampler; None: Griffin-Lim.
         speed: 2 is twice as fast as the voice speaks by itself.
         seconds: how long a text is to last; None: by the text.
@@ -326,7 +357,7 @@ class TextToSpeechRun(SpeechRun):
     """A trained (or half-trained) model of text to speech."""
 
     families = ("tts",)
-    foreign = (*FOREIGN, *OF_VOCODERS)
+    foreign = (*FOREIGN, *OF_VOCODERS, "weak")
     medium: TranscribedMedium
 
     @property
@@ -379,6 +410,8 @@ class TextToSpeechRun(SpeechRun):
         if seconds is not None and not 0 < seconds <= MOST_SECONDS:
             raise RunError(f"seconds must be more than 0 and at most {MOST_SECONDS:g}, got {seconds:g}")
         items = None if text is None else [(one, one) for one in ([text] if isinstance(text, str) else text)]
+        if items is not None and not items:
+            raise ValueError("nothing to say: give at least one text")
         for _, one in items or ():
             encode(one)  # says now what cannot be read
         vocoder = self.recipe.sampling.vocoder if vocoder is None else vocoder
@@ -391,7 +424,9 @@ class TextToSpeechRun(SpeechRun):
                 run.medium.analysis.check(self.medium.analysis)
             except ValueError as error:
                 raise RunError(f"{run.folder} cannot be the vocoder of {self.folder}: {error}") from None
-            vocoder = run, run.sampler()
+            phases = settings.get("griffin_lim") if isinstance(run.medium.state, Magnitude) else None
+            vocoder = run, run.sampler(griffin_lim=phases)
+            found.how["griffin_lim"] = vocoder[1].griffin_lim
             found.how["vocoder"] = str(run.folder)
         parts = {field.name: getattr(found, field.name) for field in dataclasses.fields(Speaker)} | {"items": items}
         own: dict[str, Any] = {"speed": 1.0 if speed is None else speed, "seconds": seconds}
@@ -431,7 +466,7 @@ class TextToSpeechRun(SpeechRun):
         """The wave (N,) of a mel, by the vocoder or by Griffin-Lim."""
         if sampler.vocoder is not None:
             run, speaker = sampler.vocoder
-            return run.wave(speaker, mel, seed)
+            return run.wave(speaker, mel, stream("vocoder", seed).initial_seed())  # not the noise of the mel again
         return mel.griffin_lim(sampler.griffin_lim)
 
     def chain(self, **settings: Any) -> Any:

@@ -150,6 +150,7 @@ def sample(
     transform: Callable[[Tensor], Tensor] | None = None,
     corrector: Corrector | None = None,
     batch_size: int = 256,
+    temperature: float = 1.0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
@@ -170,6 +171,7 @@ def sample(
         transform: of x0-hat, such as ``Clip()``.
         corrector: run before each evaluation, such as ``Langevin()``.
         batch_size: samples at once.
+        temperature: of the noise at the start: see :func:`sample_batches`.
         progress: called with (done, all) after each batch.
 
     Returns:
@@ -194,6 +196,7 @@ def sample(
         transform=transform,
         corrector=corrector,
         batch_size=batch_size,
+        temperature=temperature,
         dtype=dtype,
         device=device,
     ):

@@ -164,7 +164,7 @@ class TextToSpeech(Objective):
 
     Args:
         weighting, times: of the denoiser's error: see :class:`~kuosan.objectives.Weighted`.
-        frames: of a window.
+        frames: of a window; of a run, that of its data.
     """
 
     weighting: Weighting = _OF_FLOW

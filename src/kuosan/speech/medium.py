@@ -25,8 +25,6 @@ from kuosan.speech.states import STATES, State, told
 
 #: Windows begin at every one of so many parts of a hop.
 OFFSETS = 4
-#: Waves that a sheet shows.
-SHOWN = 8
 #: Of :class:`~.judge.Quality`: in words, and how many digits.
 MEASURES = {
     "mel_l1": ("mel-L1, nats", ".3f"),
@@ -150,10 +148,10 @@ class SpeechMedium(Medium):
             to_stderr(f"{path}: {clipped:,} of {len(sample):,} samples are beyond full scale, and cut off there")
 
     def sheet(
-        self, samples: Sequence[Path] | Tensor, path: Path, columns: int | None, notes: Mapping[str, Any]
+        self, samples: Sequence[Path | Tensor] | Tensor, path: Path, columns: int | None, notes: Mapping[str, Any]
     ) -> Path:
-        """Spectrograms of the first waves, one under the other."""
-        waves = [read_audio(one)[0] if isinstance(one, Path) else one for one in list(samples)[:SHOWN]]
+        """Spectrograms of waves, one under the other."""
+        waves = [read_audio(one)[0] if isinstance(one, Path) else one for one in samples]
         return save_page([[wave] for wave in waves], self.analysis, path.with_suffix(".png"), notes)
 
     # -- judging ------------------------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ class State(ABC):
     """
 
     analysis: Analysis
-    #: How much of the wave beside a window its frames reach into, in frames.
-    margin: ClassVar[int]
+    #: Seconds of a wave that can be made in one piece.
+    longest: ClassVar[float] = 600.0
 
     @abstractmethod
     def shape(self, frames: int) -> tuple[int, ...]:
@@ -140,6 +140,8 @@ class Wave(State):
 
     by Parseval, with the window w of n samples; between frames s is linear.
     """
+
+    longest = 120.0  # a network at the rate of the wave takes some 40 MB for each second
 
     def shape(self, frames: int) -> tuple[int, ...]:
         return (1, frames * self.analysis.hop)

@@ -34,7 +34,7 @@ class TranscribedMedium(SpeechMedium):
         data = SpeechMedium.read(section)
         hop, parts, notes = section.speech.hop, {}, list(data.notes)
         for name in ("train", "held_out"):
-            parts[name], note = _readable(getattr(data, name), hop)
+            parts[name], note = _readable(getattr(data, name), hop, data.rate)
             if not len(parts[name]):
                 raise RecipeError(
                     f"data: {data.name} has no {name.replace('_', '-')} recording with words that can be read: {note}; "
@@ -94,7 +94,11 @@ class TranscribedMedium(SpeechMedium):
         return found
 
 
-def _readable(part: Clips, hop: int) -> tuple[Clips, str]:
+#: Seconds of a recording: what is aligned in one piece takes memory by its square.
+LONGEST = 60
+
+
+def _readable(part: Clips, hop: int, rate: int) -> tuple[Clips, str]:
     """The clips whose transcript can be read and is not too long for them, and what is to be said of the others."""
     kept, why = [], []
     for i, text in enumerate(part.transcripts or ()):
@@ -105,7 +109,9 @@ def _readable(part: Clips, hop: int) -> tuple[Clips, str]:
         except ValueError as error:
             why.append(f"{part.names[i]} ({str(error).split(':')[0]})")
             continue
-        if symbols > len(part.waves[i]) // hop:
+        if len(part.waves[i]) > LONGEST * rate:
+            why.append(f"{part.names[i]} (longer than {LONGEST} s)")
+        elif symbols > len(part.waves[i]) // hop:
             why.append(f"{part.names[i]} (too short for its {symbols} symbols)")
         else:
             kept.append(i)
@@ -121,5 +127,5 @@ def _readable(part: Clips, hop: int) -> tuple[Clips, str]:
     left = len(part) - len(kept) - len(why)
     notes = [f"{left:,} recordings without words were left out"] if left else []
     if why:
-        notes.append(f"{len(why):,} transcripts could not be read and were left out: {', '.join(why[:5])}{more}")
+        notes.append(f"{len(why):,} recordings could not be used and were left out: {', '.join(why[:5])}{more}")
     return found, "; ".join(notes)
