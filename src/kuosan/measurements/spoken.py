@@ -37,7 +37,7 @@ class TextToSpeechMeasurements(SpeechMeasurements):
     """The measurements of a report of text to speech."""
 
     run: TextToSpeechRun
-    medium: TranscribedMedium  # type: ignore[assignment]
+    medium: TranscribedMedium
     page = "spoken.html"
     kind = "A model of text to speech"
     sections = ("facts", "samples", "alignment", "loss", "evaluations")
