@@ -204,7 +204,9 @@ def test_an_evaluation_of_this_step_is_used_and_one_of_another_step_is_not(unhea
     here = unheard.step
     try:
         for step, evaluations, used in ((here, 2, True), (here - 1, 2, False), (here, 3, False)):
-            kept.write_text(json.dumps({"step": step, "quality": quality | {"evaluations": evaluations}}))
+            way = unheard.way(unheard.sampler()) | {"evaluations": evaluations}
+            told = quality | {"evaluations": evaluations, "way": way}
+            kept.write_text(json.dumps({"step": step, "quality": told}))
             page = Page(write_report(unheard, budget=BUDGET))
             found = written(unheard)["quality"]
             assert found["from_evaluation"] is used

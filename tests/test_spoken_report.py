@@ -181,7 +181,9 @@ def test_an_evaluation_of_this_step_is_used_and_one_of_another_step_is_not(run):
     quality = dict.fromkeys(COLUMNS, row) | {"real_time_factor": 0.75, "threads": 2}
     try:
         for step, evaluations, used in ((run.step, 2, True), (run.step - 1, 2, False), (run.step, 3, False)):
-            kept.write_text(json.dumps({"step": step, "quality": quality | {"evaluations": evaluations}}))
+            way = run.way(run.sampler()) | {"evaluations": evaluations}
+            told = quality | {"evaluations": evaluations, "way": way}
+            kept.write_text(json.dumps({"step": step, "quality": told}))
             page = Page(write_report(run, budget=BUDGET))
             found = written(run)["quality"]
             assert found["from_evaluation"] is used

@@ -227,8 +227,9 @@ class SpeechMeasurements(Measurements):
     def quality(self) -> dict[str, Any]:
         """Of each column; how long they take is always measured here, all in one place."""
         found: dict[str, Any] = dict((self.evaluation or {}).get("quality") or {})
-        how = self.run.sampler().how
-        known = set(self.columns) <= found.keys() and found.get("evaluations") == how["evaluations"]
+        sampler = self.run.sampler()
+        how = sampler.how
+        known = set(self.columns) <= found.keys() and found.get("way") == self.run.way(sampler)
         if not known:
             chosen = self.affordable("quality", self._order, self._row_takes)
             progress = Progress("quality")

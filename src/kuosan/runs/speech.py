@@ -222,8 +222,14 @@ class SpeechRun(DiffusionRun):
         """How long the longest of some waves takes to be made, against how long it lasts."""
         longest = max(range(len(waves)), key=lambda i: len(waves[i]))
         factor = real_time_factor(lambda: self.wave(sampler, items[longest][1], 0), self.medium.analysis.rate)
-        about = {"threads": torch.get_num_threads(), "evaluations": sampler.how["evaluations"], "guidance": 0.0}
-        return {"real_time_factor": factor} | about
+        about = {"threads": torch.get_num_threads(), "evaluations": sampler.how["evaluations"]}
+        return {"real_time_factor": factor, "way": self.way(sampler)} | about | {"guidance": sampler.how["guidance"]}
+
+    @staticmethod
+    def way(sampler: Speaker) -> dict[str, Any]:
+        """What waves depend on beside the weights: figures of one way are not those of another."""
+        named = ("solver", "grid", "evaluations", "guidance", "temperature", "griffin_lim", "vocoder", "precision")
+        return {key: sampler.how[key] for key in named if key in sampler.how}
 
 
 class VocoderRun(SpeechRun):
