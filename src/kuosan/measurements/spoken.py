@@ -16,7 +16,7 @@ from kuosan.figures import WIDE, Panel
 from kuosan.measurements.speech import SpeechMeasurements, of_one_pixel
 from kuosan.progress import Progress
 from kuosan.runs import TextToSpeechRun
-from kuosan.runs.speech import Reader
+from kuosan.runs.text_to_speech import Reader
 from kuosan.speech.mel import Mel
 from kuosan.speech.phonemes import PAUSES, SYMBOLS, encode
 from kuosan.speech.pictures import spectrograms

@@ -8,8 +8,10 @@ from kuosan.runs.autoencoder import AutoencoderRun
 from kuosan.runs.diffusion import DiffusionRun, unmeasured_solver
 from kuosan.runs.embedding import EmbeddingRun
 from kuosan.runs.run import FAMILIES, Run, RunError, device, write
-from kuosan.runs.speech import SpeechRun, TextToSpeechRun, VocoderRun
+from kuosan.runs.speech import SpeechRun
+from kuosan.runs.text_to_speech import TextToSpeechRun
 from kuosan.runs.tokens import AutoregressiveRun, DiscreteRun, TokenRun
+from kuosan.runs.vocoder import VocoderRun
 
 #: The class of each kind of model's runs.
 KINDS: tuple[type[Run], ...] = (

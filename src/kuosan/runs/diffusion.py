@@ -35,7 +35,9 @@ from kuosan.variance import MEASURED, Choice, OptimalVariance, VarianceError
 OF_TEXTS = (
     *("prompt", "infill", "length", "blocks", "candidates", "temperature", "nucleus", "control", "control_steps"),
 )
-OF_SPEECH = ("input", "griffin_lim", "text", "vocoder", "speed", "seconds")
+OF_VOCODERS = ("input",)
+OF_TEXT_TO_SPEECH = ("text", "vocoder", "speed", "seconds")
+OF_SPEECH = (*OF_VOCODERS, *OF_TEXT_TO_SPEECH, "griffin_lim")
 
 
 def unmeasured_solver(recipe: Recipe) -> Solver:
