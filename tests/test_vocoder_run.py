@@ -68,6 +68,7 @@ def test_every_kind_of_vocoder_makes_a_wave_of_the_length_that_it_was_given(kind
     trained = train(tiny(kind, folder), tmp_path / "run")
     loaded = kuosan.load(trained.folder)
     assert isinstance(loaded, VocoderRun)
+    assert ("griffin_lim" in loaded.sampler().how) == (kind == "magnitude")
     waves = loaded.sample(input=[folder / "sound-0.wav", folder / "sound-3.wav"], steps=2)
     assert [len(wave) for wave in waves] == [19200, 24000]
     assert all(bool(wave.isfinite().all()) for wave in waves)
@@ -237,6 +238,18 @@ def test_the_distances_while_training_are_kept_by_step(folder, tmp_path):
     found = judge(trained.data.held_out.waves, waves, None, trained.medium.analysis)
     assert lines[1]["mel_l1"] == pytest.approx(found.mel_l1, rel=1e-3)
     assert (trained.folder / "samples" / "step-00000002.png").is_file()
+
+
+def test_the_curve_has_the_minutes_that_training_took(folder, tmp_path):
+    """Truth: the clock of metrics.jsonl; a line that was cut off, and what it would say, is left out."""
+    trained = train(tiny("magnitude", folder, "training.sample_every=1"), tmp_path / "run")
+    metrics = trained.folder / "metrics.jsonl"
+    seconds = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()]
+    assert [(p["step"], p["minutes"]) for p in trained.curve()] == [(k, seconds[k - 1] / 60) for k in (1, 2)]
+    metrics.write_text(metrics.read_text()[:-10])
+    assert [point["step"] for point in trained.curve()] == [1]
+    (trained.folder / "quality.jsonl").unlink()
+    assert trained.curve() == []
 
 
 @pytest.mark.slow

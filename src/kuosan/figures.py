@@ -28,6 +28,7 @@ COLOURS = {"#1d2733": "--ink", "#66727f": "--soft", "#dde3e8": "--line", "#1f6f8
 INK, SOFT, LINE, FIRST, SECOND = COLOURS
 WIDE, HALF, THIRD = (9.4, 2.9), (4.6, 2.9), (3.0, 2.6)  # inches; at the page's full width letters are of one size
 OURS = ("samples", "ours")  # how legends name what the model made
+MOST_TICKS = 12  # of an axis whose every point is named
 LARGEST = 160  # pixels a side: larger images are made smaller for the page
 
 
@@ -329,7 +330,8 @@ def sweep_plot(
     axes.axhline(real, color=SECOND, linewidth=1.3, linestyle=(0, (4, 3)), label=legend[1])
     if log:
         axes.set_xscale("log")
-    axes.set_xticks(list(settings))
+    if len(settings) <= MOST_TICKS:
+        axes.set_xticks(list(settings))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     if panel.share:

@@ -138,18 +138,10 @@ class Measurements(ABC):
         """How samples are drawn: solver, evaluations, guidance."""
 
     def loss(self) -> tuple[dict[str, Any] | None, str | None]:
-        log = self.run.folder / "metrics.jsonl"
-        steps, losses = [], []
-        for line in log.read_text("utf-8").splitlines() if log.is_file() else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the last line of a killed run
-            steps.append(record["step"])
-            losses.append(record["loss"])
-        if not losses:
+        log = self.run.log()
+        if not log:
             return None, None
-        return figures.loss(np.array(steps), np.array(losses))
+        return figures.loss(*(np.array([record[key] for record in log]) for key in ("step", "loss")))
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 

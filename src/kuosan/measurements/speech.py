@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from kuosan import figures
@@ -24,7 +23,7 @@ from kuosan.seeds import stream
 from kuosan.solvers import Auto
 from kuosan.speech.judge import judge
 from kuosan.speech.medium import MEASURES, NAMES, SpeechMedium
-from kuosan.speech.pictures import HIGH, WIDE, spectrograms
+from kuosan.speech.pictures import spectrograms
 
 EVALUATIONS = (1, 2, 3, 6, 12, 25)
 TEMPERATURES = (0.125, 0.25, 0.5, 0.75, 1.0)
@@ -205,7 +204,7 @@ class SpeechMeasurements(Measurements):
                     {
                         "name": self.columns[name],
                         "key": name,
-                        "image": figures.png(of_one_pixel(image)),
+                        "image": figures.png(image),
                         "width": 100 * len(wave) / longest,
                         "sound": figures.sound(wave, self.analysis.rate),
                     }
@@ -257,7 +256,7 @@ class VocoderMeasurements(SpeechMeasurements):
     run: VocoderRun
     page = "speech.html"
     kind = "A vocoder"
-    sections = ("facts", "samples", "loss", "evaluations", "temperature")
+    sections = ("facts", "samples", "loss", "curve", "evaluations", "temperature")
     shares: ClassVar[Mapping[str, float]] = {"samples": 0.3, "quality": 0.2, "evaluations": 0.3, "temperature": 0.2}
     columns: ClassVar[Mapping[str, str]] = {name: NAMES[name] for name in ("natural", "griffin_lim", "samples")}
 
@@ -310,6 +309,16 @@ class VocoderMeasurements(SpeechMeasurements):
     def compared(self, chosen: Sequence[int], rows: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
         return {name: self._judged(chosen, waves, self.run.judge is not None) for name, waves in rows.items()}
 
+    def curve(self) -> tuple[dict[str, Any] | None, list[str] | None]:
+        """How the distances fell while training, of the first held-out recordings."""
+        points = self.run.curve()
+        if len(points) < 2:
+            return None, None
+        first = range(points[0]["utterances"])
+        beside = self._judged(first, [self.medium.griffin_lim(self.clips.waves[i]) for i in first])
+        minutes = [point["minutes"] for point in points]
+        return {"points": points, "griffin_lim": beside}, self._plots("minutes of training", minutes, points, beside)
+
     # -- sweeps -------------------------------------------------------------------------------------------------------
 
     def evaluations(self) -> tuple[dict[str, Any], list[str]]:
@@ -349,16 +358,16 @@ class VocoderMeasurements(SpeechMeasurements):
             progress(done, len(settings))
         beside = self._judged(chosen, [self.wave("griffin_lim", i) for i in chosen])
         label = {"evaluations": "network evaluations"}.get(name, name)
-        plots = [
-            figures.sweep_plot(
-                panel, label, settings, points, beside[panel.key], log, ("ours", "Griffin-Lim"), size=THIRD
-            )
-            for panel in PANELS
-        ]
+        plots = self._plots(label, settings, points, beside, log)
         about = {"recordings": len(chosen), "seconds": sum(map(self._length, chosen))}
         return about | {"points": points, "griffin_lim": {key: beside[key] for key in kept}}, plots
 
-
-def of_one_pixel(image: Image.Image) -> Image.Image:
-    """A spectrogram with one pixel for each number: the page enlarges it."""
-    return image.resize((image.width // WIDE, image.height // HIGH), Image.Resampling.NEAREST)
+    @staticmethod
+    def _plots(
+        label: str, settings: Sequence[float], points: Any, beside: Mapping[str, Any], log: bool = False
+    ) -> list[str]:
+        legend = ("ours", "Griffin-Lim")
+        return [
+            figures.sweep_plot(panel, label, settings, points, beside[panel.key], log, legend, size=THIRD)
+            for panel in PANELS
+        ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kuosan import figures
 from kuosan.figures import WIDE, Panel
-from kuosan.measurements.speech import SpeechMeasurements, of_one_pixel
+from kuosan.measurements.speech import SpeechMeasurements
 from kuosan.progress import Progress
 from kuosan.runs import TextToSpeechRun
 from kuosan.runs.text_to_speech import Reader
@@ -119,7 +119,7 @@ class TextToSpeechMeasurements(SpeechMeasurements):
             names = [PAUSES_IN_WORDS.get(SYMBOLS[n], SYMBOLS[n]) for n in ids]
             pauses = [k for k, name in enumerate(names) if name in PAUSES_IN_WORDS.values()]
             paths = {"found": found, "predicted from the text": predicted}
-            plots.append(figures.alignment(of_one_pixel(picture), names, paths, pauses, f"alignment of text {k}"))
+            plots.append(figures.alignment(picture.convert("RGB"), names, paths, pauses, f"alignment of text {k}"))
             text = (self.clips.transcripts or [])[i]
             drawn.append({"name": self.clips.names[i], "seed": i, "text": text, "symbols": names})
             drawn[-1] |= {"found": found, "predicted": predicted}

@@ -192,6 +192,16 @@ class Run(ABC):
         """How long it was trained, in seconds."""
         return self._trained[2]
 
+    def log(self, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """What training wrote down line by line, of each step; nothing where there is no such file."""
+        path, found = self.folder / file, []
+        for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break  # the last line of a killed run
+        return found
+
     # -- sampling -----------------------------------------------------------------------------------------------------
 
     def class_of(self, name: str | int) -> int:

@@ -24,6 +24,8 @@ from kuosan.speech.mel import Mel
 from kuosan.speech.pictures import MOST, save_page
 from kuosan.speech.states import Magnitude, told
 
+#: Where a vocoder keeps how good it was while training.
+FOLLOWED = "quality.jsonl"
 #: What a vocoder takes one of.
 GIVEN = (str, Path, Tensor, Mel)
 
@@ -59,6 +61,8 @@ class VocoderRun(SpeechRun):
         if not isinstance(self.medium.state, Magnitude) and settings.get("griffin_lim") is not None:
             raise RunError(f"{self.folder} draws phases too: it has no griffin_lim to choose")
         found = super().sampler(**settings)
+        if not isinstance(self.medium.state, Magnitude):
+            del found.how["griffin_lim"]
         if given is None:
             return found
         return dataclasses.replace(found, items=self._read([given] if isinstance(given, GIVEN) else given))
@@ -121,10 +125,13 @@ class VocoderRun(SpeechRun):
     def followed(self, step: int, items: Sequence[tuple[str, Any]], waves: Sequence[Tensor]) -> None:
         """Their distances from the natural ones, as a line of quality.jsonl; a step that is done again counts anew."""
         found = judge([wave for _, wave in items], waves, None, self.medium.analysis)
-        path = self.folder / "quality.jsonl"
-        kept = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
-        kept = [one for one in kept if one["step"] < step] + [{"step": step} | dataclasses.asdict(found)]
-        write(path, "".join(json.dumps(plain(one)) + "\n" for one in kept))
+        kept = [one for one in self.log(FOLLOWED) if one["step"] < step] + [{"step": step} | dataclasses.asdict(found)]
+        write(self.folder / FOLLOWED, "".join(json.dumps(plain(one)) + "\n" for one in kept))
+
+    def curve(self) -> list[dict[str, Any]]:
+        """How good it was while training: the measures of the first held-out recordings after so many minutes."""
+        minutes = {record["step"]: record["seconds"] / 60 for record in self.log()}
+        return [one | {"minutes": minutes[one["step"]]} for one in self.log(FOLLOWED) if one["step"] in minutes]
 
     def quality(self, n: int, **settings: Any) -> Mapping[str, Any]:
         """Of n held-out clips at most: their waves beside Griffin-Lim's and the natural ones, and what they took."""
