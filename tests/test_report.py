@@ -14,7 +14,7 @@ from kuosan.measurements.diffusion import TEMPERATURES
 from kuosan.report import ReportError, write_report
 from kuosan.runs import load
 from kuosan.train import train
-from pages import Page
+from pages import Page, written
 
 SECTIONS = ["samples", "way", "loss", "bound", "evaluations", "temperature", "neighbours", "provenance"]
 TINY = [
@@ -134,9 +134,9 @@ def test_an_evaluation_of_this_step_is_used_and_one_of_another_step_is_not(digit
         for step, found in ((digits.step, True), (digits.step - 1, False)):
             kept.write_text(json.dumps(evaluation | {"step": step, "quality": quality}))
             write_report(digits, budget=0.2)
-            written = written(digits)
-            assert (written["bits_per_dim"]["held_out"]["total"] == 7.5) is found
-            assert (written["quality"]["confident"] == 0.125) is found
+            found_then = written(digits)
+            assert (found_then["bits_per_dim"]["held_out"]["total"] == 7.5) is found
+            assert (found_then["quality"]["confident"] == 0.125) is found
     finally:
         kept.unlink()
 
