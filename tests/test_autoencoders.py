@@ -14,7 +14,7 @@ from scipy import stats
 from kuosan import Chain, Gaussian, build
 from kuosan import recipe as recipes
 from kuosan.autoencoders import DECODERS, Autoencoder
-from kuosan.autoencoders.heads import Decoder, FlowHead, GaussianHead
+from kuosan.autoencoders.heads import Decoder, FlowHead, GaussianHead, Perceptron
 from kuosan.autoencoders.hierarchy import BottomUp, TopDown
 from kuosan.autoencoders.objective import Elbo
 from kuosan.cli import main
@@ -134,7 +134,7 @@ SHAPE = (2, 3, 1)
 
 
 def decoder(kind, levels=5, size=1.0):
-    return shaken(seeded(Decoder, kind, 3, SHAPE, levels, 16, 1).double(), size)
+    return shaken(seeded(Decoder, kind, SHAPE, levels, lambda n, _: Perceptron(3, 6 * n, 16, 1)).double(), size)
 
 
 @pytest.mark.parametrize("kind", ["levels", "mixture", "discretised"])
@@ -583,7 +583,7 @@ def test_with_the_same_decoder_a_flow_gets_nearer_to_the_likelihood_than_a_gauss
     found = {}
     for name, head in (("gaussian", GaussianHead), ("flow", FlowHead)):
         guide = seeded(TopDown, (1, 2), head, False, 32, 1, 0.0)
-        model = fit(Chain(guide, Banana()), draw, 400, batch_size=128)
+        model = fit(Chain(guide, Banana()), draw, 800, batch_size=128)
         total = model.elbo(levels.repeat(800, 1, 1, 1), estimator="path", seed=3).total.view(800, 5)
         found[name] = mean_and_error(total.double() @ chances)
     best = float(truth.chances @ np.log(truth.chances))
@@ -832,7 +832,7 @@ def test_a_recipe_of_two_minds_is_refused_when_it_is_read(tiny, overrides, words
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["autoencoder.kind=gan"], "autoencoder.kind: must be one of vae, got 'gan'"),
+        (["autoencoder.kind=gan"], "autoencoder.kind: must be one of vae, convolutional, got 'gan'"),
         (["autoencoder.inference=sideways"], "autoencoder: inference must be one of bottom_up, top_down"),
         (["autoencoder.posterior=cauchy"], "autoencoder: posterior must be one of gaussian, flow"),
         (["autoencoder.decoder=poisson"], "autoencoder: decoder must be one of levels, mixture, discretised, gaussian"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -148,21 +147,22 @@ class Decoder(nn.Module):
     Args:
         kind: "levels", any law over the levels; "mixture", of five Gaussians cut into their bins, for many levels;
             "discretised", one Gaussian cut into them; "gaussian", a density.
-        size: numbers that come in.
         shape: of one example.
         levels: of the data.
-        width, depth, dropout: of the network.
+        network: makes the network, told how many numbers a law takes and whether they are the last or the first
+            dimension beside the shape's; what it returns is flat.
+
+    Raises:
+        ValueError: an unknown kind.
     """
 
-    def __init__(
-        self, kind: str, size: int, shape: Sequence[int], levels: int, width: int, depth: int, dropout: float = 0.0
-    ):
+    def __init__(self, kind: str, shape: Sequence[int], levels: int, network: Callable[[int, bool], nn.Module]):
         super().__init__()
         if kind not in DECODERS:
             raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {kind!r}")
         self.kind, self.shape, self.levels = kind, tuple(shape), levels
         numbers = {"levels": levels, "mixture": 3 * COMPONENTS}.get(kind, 2)
-        self.network = Perceptron(size, math.prod(self.shape) * numbers, width, depth, dropout)
+        self.network = network(numbers, kind in ("levels", "mixture"))
         self.register_buffer("values", torch.linspace(-1, 1, levels), persistent=False)
 
     def forward(self, given: Tensor) -> Gaussian | DiscretisedGaussian | DiscretisedMixture | Levels:

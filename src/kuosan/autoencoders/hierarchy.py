@@ -66,7 +66,28 @@ def _size_above(sizes: Sequence[int], i: int, skip: bool) -> int:
     return sum(sizes[i + 1 :]) if skip else sum(sizes[i + 1 : i + 2])
 
 
-class Hierarchy(Generative):
+class UnderPrior(Generative):
+    """A p whose z_T is standard normal, or another chain's x.
+
+    Args:
+        shapes: of one x, z_1, ..., z_T.
+        decoder: p(x|...), of the data's shape.
+        prior: a chain in the standard normal's place, whose x is z_T; None: the standard normal.
+    """
+
+    def __init__(self, shapes: tuple[tuple[int, ...], ...], decoder: Decoder, prior: Chain | None):
+        super().__init__()
+        self.length, self.shapes, self.discrete = len(shapes) - 1, shapes, decoder.kind != "gaussian"
+        self.decoder, self.prior_chain = decoder, prior
+
+    def prior(self, condition: Any = None) -> Law | Chain:
+        if self.prior_chain is not None:
+            return self.prior_chain
+        zeros = torch.zeros(1, *self.shapes[-1], device=next(self.decoder.parameters()).device)
+        return Gaussian(zeros, zeros + 1)
+
+
+class Hierarchy(UnderPrior):
     """p(z_T) p(z_{T-1}|z_T) ... p(x|z_1), z_T standard normal; with ``skip`` each looks at all above it (theory row 3).
 
     Args:
@@ -86,20 +107,11 @@ class Hierarchy(Generative):
         dropout: float,
         prior: Chain | None = None,
     ):
-        super().__init__()
-        self.length, self.markov = len(sizes) - 1, not skip
-        self.shapes = (decoder.shape, *((size,) for size in sizes[1:]))
-        self.discrete = decoder.kind != "gaussian"
-        self.decoder, self.prior_chain = decoder, prior
+        super().__init__((decoder.shape, *((size,) for size in sizes[1:])), decoder, prior)
+        self.markov = not skip
         self.heads = nn.ModuleList(
             GaussianHead(_size_above(sizes, i, skip), sizes[i], width, depth, dropout) for i in range(1, self.length)
         )
-
-    def prior(self, condition: Any = None) -> Law | Chain:
-        if self.prior_chain is not None:
-            return self.prior_chain
-        zeros = torch.zeros(1, *self.shapes[-1], device=next(self.decoder.parameters()).device)
-        return Gaussian(zeros, zeros + 1)
 
     def down(self, i: Any, above: Sequence[Tensor], condition: Any = None) -> Law:
         given = above[0] if self.markov else torch.cat(list(above), dim=1)
@@ -153,6 +165,7 @@ class Autoencoder(Chain):
         sizes = (dimensions, *(latent // 2**i for i in range(layers)))
         head, network = POSTERIORS[posterior], (width, depth, dropout)
         guide = BottomUp(sizes, head, *network) if inference == "bottom_up" else TopDown(sizes, head, skip, *network)
-        last = Decoder(decoder, _size_above(sizes, 0, skip), shape, levels, *network)
+        above = _size_above(sizes, 0, skip)
+        last = Decoder(decoder, shape, levels, lambda n, _: Perceptron(above, dimensions * n, *network))
         chain = None if prior is None else prior((sizes[-1],))
         super().__init__(guide, Hierarchy(sizes, last, skip, *network, prior=chain))

@@ -119,7 +119,7 @@ class AutoencoderMeasurements(ImageMeasurements):
         for _ in range(2):
             paths = [self.run.autoencoder.path(x, generator=generator) for _ in range(PATHS)]
             laws = zip(*(path.laws[1:] for path in paths), strict=True)
-            halves.append([torch.stack([law.mean for law in layer]).mean(0) for layer in laws])
+            halves.append([torch.stack([law.mean.flatten(1) for law in layer]).mean(0) for layer in laws])
         centred = [[mean - mean.mean(0) for mean in half] for half in halves]
         return [(a * b).mean(0).clamp_min(0).cpu() for a, b in zip(*centred, strict=True)]
 
@@ -138,16 +138,16 @@ class AutoencoderMeasurements(ImageMeasurements):
         shapes, top = model.model.shapes, None
         if isinstance(model.model.prior(), Chain):  # drawn by a sampler: begin at the origin
             top = torch.zeros(1, *shapes[-1], device=device())
-        size = model.model.noise_shape[0] - (0 if top is None else top[0].numel())
+        size = model.model.noise_shape[0] - (0 if top is None else top.numel())
         start = model.generate(torch.zeros(1, size, device=device()), top=top)
         for layer, variance in enumerate(self._variances(), 1):
             for latent in variance.argsort(descending=True)[:MOST_TRAVERSED].tolist():
                 if variance[latent] <= ACTIVE:
                     continue
-                z: list[Any] = [one.expand(len(TRAVERSED), *one.shape[1:]).clone() for one in start.z]
-                law = start.laws[layer]
-                scale = torch.ones((), device=device()) if law is None else law.std[0, latent]
-                z[layer][:, latent] = start.z[layer][0, latent] + torch.tensor(TRAVERSED).to(scale) * scale
+                z: list[Any] = [one.repeat(len(TRAVERSED), *(1 for _ in one.shape[1:])) for one in start.z]
+                law, moved = start.laws[layer], z[layer].view(len(TRAVERSED), -1)[:, latent]
+                scale = torch.ones((), device=device()) if law is None else law.std[0].flatten()[latent]
+                moved += torch.tensor(TRAVERSED).to(scale) * scale
                 for i in range(layer - 1, 0, -1):
                     z[i] = model.model.down(i, tuple(z[i + 1 :])).mean
                 name = f"z{layer}, {latent}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,7 @@ class AutoencoderRun(Run):
             shape = model.model.shapes[-1]
             how: dict[str, Any] = {"seeds": seeds, "table": sampler.table, "device": device()}
             top = sample(prior.model.denoiser, shape, **how).to(device())
-            noise = noise[:, shape[0] :]
+            noise = noise[:, math.prod(shape) :]
         return model.generate(noise, top=top).z[0].cpu()
 
     def check(self, model: Chain) -> None:

@@ -1,0 +1,152 @@
+"""A VAE of convolutions, whose latents are a smaller image: the codes that latent diffusion draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from kuosan.autoencoders.heads import Decoder, gaussian
+from kuosan.autoencoders.hierarchy import UnderPrior
+from kuosan.chain import Chain
+from kuosan.gaussian import Gaussian
+from kuosan.kernels import Guide, Law
+from kuosan.networks.parts import check_size, zeroed
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside the identity; before training they add nothing."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(8, width) for _ in range(2))
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.second = zeroed(nn.Conv2d(width, width, 3, padding=1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        inside = self.first(silu(self.norms[0](h)))
+        return h + self.second(self.dropout(silu(self.norms[1](inside))))
+
+
+class Pyramid(nn.Module):
+    """Images (B, C, H, W) to (B, outputs, H / factor, W / factor), or the other way, halving or doubling in steps.
+
+    Args:
+        inputs, outputs: channels.
+        factor: a power of two.
+        up: from small to large.
+        width: channels at full size, a multiple of 8; at half size and below twice as many.
+        depth: residual blocks at each size.
+        dropout: in each of them.
+    """
+
+    def __init__(self, inputs: int, outputs: int, factor: int, up: bool, width: int, depth: int, dropout: float):
+        super().__init__()
+        check_size(width, depth)
+        if width % 8:
+            raise ValueError(f"width must be a multiple of 8, got {width}")
+        widths = [width * min(2, 2**i) for i in range(factor.bit_length())]
+        if up:
+            widths.reverse()
+        self.first = nn.Conv2d(inputs, widths[0], 3, padding=1)
+        parts: list[nn.Module] = []
+        for i, channels in enumerate(widths):
+            if i:
+                before = widths[i - 1]
+                parts += (
+                    [nn.Conv2d(before, 4 * channels, 1), nn.PixelShuffle(2)]
+                    if up
+                    else [nn.PixelUnshuffle(2), nn.Conv2d(4 * before, channels, 1)]
+                )
+            parts += [Residual(channels, dropout) for _ in range(depth)]
+        self.blocks = nn.Sequential(*parts)
+        self.norm = nn.GroupNorm(8, widths[-1])
+        self.last = nn.Conv2d(widths[-1], outputs, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(silu(self.norm(self.blocks(self.first(x)))))
+
+
+class Encoding(Guide):
+    """q(z | x) = N(mean, variance) of a code, from a pyramid."""
+
+    length = 1
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def up(self, i: Any, below: Sequence[Tensor], given: Any) -> Gaussian:
+        return gaussian(self.network(below[0]))
+
+
+class Decoding(UnderPrior):
+    """p(x | z), and a p(z) that is standard normal or another chain's."""
+
+    def down(self, i: Any, above: Sequence[Tensor], condition: Any = None) -> Law:
+        return self.decoder(above[0])
+
+
+class Upwards(nn.Module):
+    """A code to the numbers of a law, flat, in the order in which :class:`Decoder` wants them."""
+
+    def __init__(self, network: nn.Module, channels: int, last: bool):
+        super().__init__()
+        self.network, self.channels, self.last = network, channels, last
+
+    def forward(self, z: Tensor) -> Tensor:
+        raw = self.network(z)
+        return (raw.unflatten(1, (self.channels, -1)).movedim(2, -1) if self.last else raw).flatten(1)
+
+
+class ConvolutionalAutoencoder(Chain):
+    """The autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752, section 3.1), as a ladder of one
+    layer: its bound is one on log P(x), and the decoder's law stands where the paper has a perceptual loss.
+
+    Args:
+        shape: (C, H, W) of one example.
+        levels: of the data.
+        channels: of a code.
+        factor: how many times smaller than the image a code is on each side: a power of two that divides both.
+        decoder: "levels", "mixture", "discretised" or "gaussian", the law of each value of the image.
+        width, depth, dropout: of :class:`Pyramid`.
+        prior: makes a chain in the standard normal's place, of codes.
+
+    Attributes:
+        code: (channels, H / factor, W / factor), the shape of z.
+
+    Raises:
+        ValueError: an unknown decoder, or sizes that do not go together.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        levels: int,
+        channels: int = 4,
+        factor: int = 4,
+        decoder: str = "mixture",
+        width: int = 32,
+        depth: int = 1,
+        dropout: float = 0.0,
+        prior: Callable[[tuple[int, ...]], Chain] | None = None,
+    ):
+        if len(shape) != 3:
+            raise ValueError(f"convolutions are of images (C, H, W), got shape {tuple(shape)}")
+        c, h, w = shape
+        if factor < 2 or factor & (factor - 1) or h % factor or w % factor:
+            raise ValueError(f"factor must be a power of two that divides {h} x {w} pixels, got {factor}")
+        if channels < 1:
+            raise ValueError(f"a code has at least one channel, got {channels}")
+        code, network = (channels, h // factor, w // factor), (width, depth, dropout)
+        law = Decoder(
+            decoder, shape, levels, lambda n, last: Upwards(Pyramid(channels, n * c, factor, True, *network), c, last)
+        )
+        chain = None if prior is None else prior(code)
+        super().__init__(
+            Encoding(Pyramid(c, 2 * channels, factor, False, *network)), Decoding((law.shape, code), law, chain)
+        )
+        self.code = code
