@@ -10,8 +10,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, ValidationError, create_model
 
 from kuosan import objectives, schedules
-from kuosan.autoencoders import AUTOENCODERS
-from kuosan.autoencoders.objective import Elbo
+from kuosan.autoencoders import AUTOENCODERS, ConvolutionalAutoencoder
+from kuosan.autoencoders.objective import Elbo, Latent
 from kuosan.chain import Chain
 from kuosan.denoiser import EDM, Denoiser
 from kuosan.diffusion import DiffusionChain
@@ -50,6 +50,7 @@ OBJECTIVES: dict[str, Callable] = {
     "hybrid": objectives.Hybrid,
     "continuous": Continuous,
     "elbo": Elbo,
+    "latent": Latent,
     "token_bound": TokenBound,
     "diffusion_lm": DiffusionLM,
     "word_cross_entropy": WordCrossEntropy,
@@ -226,10 +227,12 @@ def make_model(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: int
         )
     if recipe.autoencoder is None:
         return make_denoiser(recipe, shape, levels or None, classes)
+    if recipe.family == "latent" and AUTOENCODERS.get(recipe.autoencoder["kind"]) is not ConvolutionalAutoencoder:
+        raise RecipeError("autoencoder.kind: a latent diffusion model has codes that are images: take convolutional")
     given: dict[str, Any] = {"shape": shape, "levels": levels}
     if recipe.process is not None:
         given["prior"] = lambda latent: DiffusionChain(
-            make_denoiser(recipe, latent, None, 0), steps=LATENT_STEPS, variance="beta", form="continuous"
+            make_denoiser(recipe, latent, None, classes), steps=LATENT_STEPS, variance="beta", form="continuous"
         )
     return make(AUTOENCODERS, recipe.autoencoder, "autoencoder", **given)
 
@@ -239,6 +242,7 @@ def make_objective(recipe: Recipe) -> Objective:
     found = make(OBJECTIVES, recipe.objective, "objective")
     own = {
         "elbo": recipe.autoencoder is not None,
+        "latent": recipe.autoencoder is not None,
         "token_bound": recipe.of_tokens,
         "diffusion_lm": recipe.embedding is not None,
         "word_cross_entropy": recipe.embedding is not None,

@@ -273,13 +273,16 @@ class Recipe(Section):
                 raise ValueError(f"{given[0]} alone is given; a diffusion prior over the latents needs both of them")
             if given and self.denoiser.predicts == "levels":
                 raise ValueError('latents have no levels: the prior\'s denoiser.predicts must be another, such as "x0"')
-            if self.data.conditional:
+            if self.family == "latent":
+                self._of_codes(given)
+            elif self.data.conditional:
                 raise ValueError("an autoencoder is not told classes: set data.conditional = false")
-            own = {"solver", "steps"} if given else set()  # of a prior that is a diffusion model
-            sampling, usual = self.sampling.model_dump(exclude=own), Sampling().model_dump(exclude=own)
-            ignored = [name for name, value in sampling.items() if value != usual[name]]
-            if ignored:
-                raise ValueError(f"an autoencoder is drawn from layer by layer: drop sampling.{ignored[0]}")
+            else:
+                own = {"solver", "steps"} if given else set()  # of a prior that is a diffusion model
+                sampling, usual = self.sampling.model_dump(exclude=own), Sampling().model_dump(exclude=own)
+                ignored = [name for name, value in sampling.items() if value != usual[name]]
+                if ignored:
+                    raise ValueError(f"an autoencoder is drawn from layer by layer: drop sampling.{ignored[0]}")
             if self.training.compile:
                 raise ValueError("training.compile is for the network of a diffusion model: drop it")
         if self.evaluation.variance == "posterior" and self.denoiser.predicts != "levels":
@@ -294,9 +297,9 @@ class Recipe(Section):
 
     @property
     def family(self) -> str:
-        """The kind of model: autoencoder, diffusion, vocoder, tts, embedding, tokens (by diffusion), autoregressive."""
+        """The kind of model: autoencoder, latent, diffusion, vocoder, tts, embedding, tokens, autoregressive."""
         if self.autoencoder is not None:
-            return "autoencoder"
+            return "latent" if self.objective.get("kind") == "latent" else "autoencoder"
         if self.data.speech is not None:
             return "tts" if self.data.speech.state == "mel" else "vocoder"
         if self.embedding is not None:
@@ -310,6 +313,18 @@ class Recipe(Section):
     def of_tokens(self) -> bool:
         """Whether the process is one of tokens."""
         return self.family in ("tokens", "autoregressive")
+
+    def _of_codes(self, given: list[str]) -> None:
+        if not given:
+            raise ValueError("a latent diffusion model needs process and network, of its codes")
+        if self.training.start is None:
+            raise ValueError(
+                "a latent diffusion model begins with a trained autoencoder: give training.start, the run of one"
+            )
+        if self.sampling.clip or self.sampling.threshold:
+            raise ValueError("sampling.clip and threshold are of pixels, which lie in [-1, 1]: set clip = false")
+        if self.denoiser.predicts == "energy" or self.denoiser.learned_variance:
+            raise ValueError("of codes denoiser.predicts is x0, eps, v, velocity or flow, without a learned variance")
 
     def _of_speech(self) -> None:
         if self.autoencoder is not None or self.embedding is not None or self.of_tokens:

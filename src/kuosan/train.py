@@ -23,6 +23,9 @@ from kuosan.training.ema import load_parameters
 from kuosan.training.loop import Trainer
 from kuosan.training.processes import Processes, joined
 
+#: Names of a latent diffusion model's parameters that are the autoencoder's begin so.
+OF_AUTOENCODER = ("guide", "model.decoder")
+
 
 def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run:
     """Train a recipe in a folder, or go on with the training that the folder holds.
@@ -43,11 +46,13 @@ def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run
         described = medium_of(recipe.data).describe(recipe.data, data)
         torch.manual_seed(stream("weights", recipe.seed).initial_seed())
         model = make_model(recipe, tuple(described["shape"]), described["levels"], len(data.classes or ()))
+        fixed = OF_AUTOENCODER if recipe.family == "latent" else ()
         if recipe.training.start is not None:
-            _begin_with(model, Path(recipe.training.start))
-        _freeze(model, recipe.training.freeze)
+            _begin_with(model, Path(recipe.training.start), fixed)
+        _freeze(model, [*recipe.training.freeze, *fixed])
         objective = make_objective(recipe)
         run = kind_of(recipe)(folder, recipe, _info(recipe, data, described, model, processes, command), data)
+        run.prepare(model)
         run.check(model)
         if processes.first:
             _begin(run)
@@ -67,11 +72,14 @@ def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run
         return run
 
 
-def _begin_with(model: nn.Module, folder: Path) -> None:
+def _begin_with(model: nn.Module, folder: Path, whole: Sequence[str]) -> None:
     """Take over the averaged weights of another run, those of the same name and shape.
 
+    Args:
+        whole: beginnings of names: all such parameters have to be there.
+
     Raises:
-        RunError: it is no run, has no checkpoint, or has nothing in common with the model.
+        RunError: it is no run, has no checkpoint, or lacks what has to be there.
     """
     kept = load(folder).store.load(groups=("ema",))
     if kept is None:
@@ -80,6 +88,8 @@ def _begin_with(model: nn.Module, folder: Path) -> None:
     same = [name for name, p in own.items() if name in known and known[name].shape == p.shape]
     if not same:
         raise RunError(f"training.start: no parameter of {folder} has the name and shape of one of this model's")
+    if lacks := [name for name in own if name.startswith(tuple(f"{part}." for part in whole)) and name not in same]:
+        raise RunError(f"training.start: {folder} is the run of another autoencoder: it lacks {lacks[0]} of this shape")
     load_parameters(model, {name: known[name] if name in same else p.detach() for name, p in own.items()})
     to_stderr(f"{len(same)} of {len(own)} parameters begin as in {folder}")
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from kuosan.autoencoders.heads import Decoder, gaussian
 from kuosan.autoencoders.hierarchy import UnderPrior
 from kuosan.chain import Chain
+from kuosan.denoiser import Denoiser
+from kuosan.diffusion import DiffusionChain
 from kuosan.gaussian import Gaussian
 from kuosan.kernels import Guide, Law
 from kuosan.networks.parts import check_size, zeroed
+from kuosan.process import Process
 
 
 class Residual(nn.Module):
@@ -70,17 +74,31 @@ class Pyramid(nn.Module):
         return self.last(silu(self.norm(self.blocks(self.first(x)))))
 
 
+class Scale(nn.Module):
+    """How codes are scaled, for each channel: z = (what the network says - shift) / scale."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(channels, 1, 1))
+        self.register_buffer("scale", torch.ones(channels, 1, 1))
+
+    def set(self, shift: Tensor, scale: Tensor) -> None:
+        self.get_buffer("shift").copy_(shift.view(-1, 1, 1))
+        self.get_buffer("scale").copy_(scale.view(-1, 1, 1))
+
+
 class Encoding(Guide):
     """q(z | x) = N(mean, variance) of a code, from a pyramid."""
 
     length = 1
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, channels: int):
         super().__init__()
-        self.network = network
+        self.network, self.scaling = network, Scale(channels)
 
     def up(self, i: Any, below: Sequence[Tensor], given: Any) -> Gaussian:
-        return gaussian(self.network(below[0]))
+        law, scale = gaussian(self.network(below[0])), self.scaling.get_buffer("scale")
+        return Gaussian((law.mean - self.scaling.get_buffer("shift")) / scale, law.variance / scale**2)
 
 
 class Decoding(UnderPrior):
@@ -93,12 +111,12 @@ class Decoding(UnderPrior):
 class Upwards(nn.Module):
     """A code to the numbers of a law, flat, in the order in which :class:`Decoder` wants them."""
 
-    def __init__(self, network: nn.Module, channels: int, last: bool):
+    def __init__(self, network: nn.Module, code: int, channels: int, last: bool):
         super().__init__()
-        self.network, self.channels, self.last = network, channels, last
+        self.network, self.scaling, self.channels, self.last = network, Scale(code), channels, last
 
     def forward(self, z: Tensor) -> Tensor:
-        raw = self.network(z)
+        raw = self.network(z * self.scaling.get_buffer("scale") + self.scaling.get_buffer("shift"))
         return (raw.unflatten(1, (self.channels, -1)).movedim(2, -1) if self.last else raw).flatten(1)
 
 
@@ -122,6 +140,9 @@ class ConvolutionalAutoencoder(Chain):
         ValueError: an unknown decoder, or sizes that do not go together.
     """
 
+    guide: Encoding
+    model: Decoding
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -143,10 +164,54 @@ class ConvolutionalAutoencoder(Chain):
             raise ValueError(f"a code has at least one channel, got {channels}")
         code, network = (channels, h // factor, w // factor), (width, depth, dropout)
         law = Decoder(
-            decoder, shape, levels, lambda n, last: Upwards(Pyramid(channels, n * c, factor, True, *network), c, last)
+            decoder,
+            shape,
+            levels,
+            lambda n, last: Upwards(Pyramid(channels, n * c, factor, True, *network), channels, c, last),
         )
-        chain = None if prior is None else prior(code)
-        super().__init__(
-            Encoding(Pyramid(c, 2 * channels, factor, False, *network)), Decoding((law.shape, code), law, chain)
-        )
+        guide = Encoding(Pyramid(c, 2 * channels, factor, False, *network), channels)
+        super().__init__(guide, Decoding((law.shape, code), law, None if prior is None else prior(code)))
         self.code = code
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """Of codes: the one in the prior.
+
+        Raises:
+            ValueError: the prior is the standard normal.
+        """
+        prior = self.model.prior()
+        if not isinstance(prior, DiffusionChain):
+            raise ValueError("the codes of this autoencoder are standard normal: there is no denoiser of them")
+        return prior.model.denoiser
+
+    @property
+    def process(self) -> Process | None:
+        """By which codes are diffused, if they are."""
+        return self.denoiser.process if isinstance(self.model.prior(), DiffusionChain) else None
+
+    def encode(self, x: Tensor) -> Gaussian:
+        """q(z | x) of images (B, C, H, W)."""
+        return self.guide.up(1, (x,), None)
+
+    def decode(self, z: Tensor) -> Law:
+        """p(x | z) of codes (B, *code)."""
+        return self.model.down(0, (z,))
+
+    def rescale(self, codes: Tensor) -> tuple[float, float]:
+        """Let codes like these have mean 0 and variance 1 in each channel: what is encoded and decoded is the same.
+
+        Args:
+            codes: (N, *code), as they were encoded before.
+
+        Returns:
+            What they had, over all channels.
+        """
+        scalings = [part for part in self.modules() if isinstance(part, Scale)]  # of the way in, and of the way out
+        shift, scale = (scalings[0].get_buffer(name).flatten().cpu() for name in ("shift", "scale"))
+        channels = codes.detach().transpose(0, 1).flatten(1)
+        std = channels.std(1).clamp_min(1e-6) * scale
+        mean = shift + channels.mean(1) * scale
+        for one in scalings:
+            one.set(mean, std)
+        return float(channels.mean()), float(channels.std())

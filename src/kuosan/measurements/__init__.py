@@ -5,6 +5,7 @@ from kuosan.measurements.base import Measurements
 from kuosan.measurements.diffusion import DiffusionMeasurements
 from kuosan.measurements.embedding import EmbeddingMeasurements
 from kuosan.measurements.images import ImageMeasurements
+from kuosan.measurements.latent import LatentMeasurements
 from kuosan.measurements.speech import VocoderMeasurements
 from kuosan.measurements.spoken import TextToSpeechMeasurements
 from kuosan.measurements.text import AutoregressiveMeasurements, DiscreteMeasurements, TextMeasurements
@@ -14,6 +15,7 @@ from kuosan.runs import (
     DiffusionRun,
     DiscreteRun,
     EmbeddingRun,
+    LatentRun,
     Run,
     TextToSpeechRun,
     VocoderRun,
@@ -24,6 +26,7 @@ KINDS: dict[type[Run], type[Measurements]] = {
     EmbeddingRun: EmbeddingMeasurements,
     VocoderRun: VocoderMeasurements,
     TextToSpeechRun: TextToSpeechMeasurements,
+    LatentRun: LatentMeasurements,
     DiffusionRun: DiffusionMeasurements,
     AutoencoderRun: AutoencoderMeasurements,
     DiscreteRun: DiscreteMeasurements,
@@ -47,6 +50,7 @@ __all__ = [
     "DiscreteMeasurements",
     "EmbeddingMeasurements",
     "ImageMeasurements",
+    "LatentMeasurements",
     "Measurements",
     "TextMeasurements",
     "TextToSpeechMeasurements",

@@ -27,35 +27,10 @@ SHOWN = 10
 PATHS = 8
 
 
-class AutoencoderMeasurements(ImageMeasurements):
-    """The measurements of an autoencoder's report."""
+class Reconstructing(ImageMeasurements):
+    """What is measured of a ladder whose last step is an autoencoder's: the bound along paths, and reconstructions."""
 
-    run: AutoencoderRun
-    kind = "An autoencoder"
-    sections = (
-        "facts",
-        "samples",
-        "loss",
-        "bits_per_dim",
-        "reconstructions",
-        "units",
-        "traversals",
-        "neighbours",
-    )
-    shares: ClassVar[Mapping[str, float]] = {"samples": 0.3, "bound": 0.5}
-
-    def one_evaluation(self, samples: int) -> None:
-        self.run.sample(samples)
-
-    @property
-    def model_in_words(self) -> dict[str, str]:
-        shown = ("layers", "latent", "inference", "skip", "posterior", "decoder")
-        return {k: str(v) for k, v in (self.run.recipe.autoencoder or {}).items() if k in shown}
-
-    def way_of_sampling(self) -> dict[str, Any]:
-        return dict(self.run.sampler().how) | {"guidance": 0.0, "clip": False}
-
-    # -- the bound ----------------------------------------------------------------------------------------------------
+    run: Any  # an AutoencoderRun or a LatentRun
 
     def estimate(self, split: str) -> Bound:
         affordable = int(self.shares["bound"] / 2 * self.budget / self.cost)
@@ -75,8 +50,6 @@ class AutoencoderMeasurements(ImageMeasurements):
         if kind == "mixture":
             return f"Gaussians whose weights, means and variances the network says{bins}"
         return f"a Gaussian whose mean and variance the network says{bins}"
-
-    # -- what the latents are -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _path(self, n: int) -> tuple[Path, Tensor]:
@@ -105,6 +78,37 @@ class AutoencoderMeasurements(ImageMeasurements):
             off = (levels.double() - to_levels(x.cpu(), self.run.levels).double()) / (self.run.levels - 1)
             error[name] = float((off**2).mean().sqrt())
         return {"shown": SHOWN, "rmse": error}, rows
+
+
+class AutoencoderMeasurements(Reconstructing):
+    """The measurements of an autoencoder's report."""
+
+    run: AutoencoderRun
+    kind = "An autoencoder"
+    sections = (
+        "facts",
+        "samples",
+        "loss",
+        "bits_per_dim",
+        "reconstructions",
+        "units",
+        "traversals",
+        "neighbours",
+    )
+    shares: ClassVar[Mapping[str, float]] = {"samples": 0.3, "bound": 0.5}
+
+    def one_evaluation(self, samples: int) -> None:
+        self.run.sample(samples)
+
+    @property
+    def model_in_words(self) -> dict[str, str]:
+        shown = ("layers", "latent", "inference", "skip", "posterior", "decoder")
+        return {k: str(v) for k, v in (self.run.recipe.autoencoder or {}).items() if k in shown}
+
+    def way_of_sampling(self) -> dict[str, Any]:
+        return dict(self.run.sampler().how) | {"guidance": 0.0, "clip": False}
+
+    # -- what the latents are -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _variances(self) -> list[Tensor]:

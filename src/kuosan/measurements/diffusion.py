@@ -31,7 +31,7 @@ class DiffusionMeasurements(ImageMeasurements):
 
     run: DiffusionRun
     kind = "A diffusion model"
-    sections = (
+    sections: tuple[str, ...] = (
         "facts",
         "samples",
         "way",
@@ -78,6 +78,10 @@ class DiffusionMeasurements(ImageMeasurements):
             "clip": sampling.clip,
         }
 
+    def seen(self, x: Tensor) -> Tensor:
+        """States, or guesses of x_0, as pixels."""
+        return x
+
     def way(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """One sample from noise to data with the recipe's solver, seed 0: what `kuosan sample` draws first."""
         run, sampler = self.run, self.run.sampler()
@@ -87,17 +91,18 @@ class DiffusionMeasurements(ImageMeasurements):
         def watch(i: int, x: Tensor, prediction: Prediction) -> None:
             alpha, sigma = run.denoiser.process.scales(table.times[i])
             fitted = x / expand(alpha + sigma, x)
-            seen.append((table.times[i], figures.shades(fitted[0].cpu()), figures.shades(prediction.x0[0].cpu())))
+            state, guess = (figures.shades(self.seen(one)[0].cpu()) for one in (fitted, prediction.x0))
+            seen.append((table.times[i], state, guess))
 
         device = next((p.device for p in run.denoiser.parameters()), torch.device("cpu"))
-        noise = Noise([0], run.shape)
+        noise = Noise([0], run.state_shape)
         labels = run.labels_for(1)
         x_init = (model.process.prior(table.times[0]).std.float() * noise.draw()).to(device)
         condition = None if labels is None else labels.to(device)
         correct = sampler.corrector.on(model, noise.draw, condition) if sampler.corrector else None
         how: dict[str, Any] = {"transform": sampler.transform, "correct": correct, "watch": watch}
         end = execute(table, model, x_init, noise.draw, condition, **how)[0].cpu()
-        last = figures.shades(to_pixels(to_levels(end, run.levels), run.levels))
+        last = figures.shades(to_pixels(to_levels(self.seen(end[None])[0], run.levels), run.levels))
         seen.append((0.0, last, last))
         shown = [seen[i] for i in np.unique(np.linspace(0, len(seen) - 1, 10).round().astype(int))]
         frames = [seen[i] for i in np.unique(np.linspace(0, len(seen) - 1, 51).round().astype(int))]

@@ -7,6 +7,7 @@ from kuosan.recipe import Recipe
 from kuosan.runs.autoencoder import AutoencoderRun
 from kuosan.runs.diffusion import DiffusionRun, unmeasured_solver
 from kuosan.runs.embedding import EmbeddingRun
+from kuosan.runs.latent import LatentRun
 from kuosan.runs.run import FAMILIES, Run, RunError, device, write
 from kuosan.runs.speech import SpeechRun
 from kuosan.runs.text_to_speech import TextToSpeechRun
@@ -18,6 +19,7 @@ KINDS: tuple[type[Run], ...] = (
     EmbeddingRun,
     VocoderRun,
     TextToSpeechRun,
+    LatentRun,
     DiffusionRun,
     AutoencoderRun,
     DiscreteRun,
@@ -59,6 +61,7 @@ __all__ = [
     "DiffusionRun",
     "DiscreteRun",
     "EmbeddingRun",
+    "LatentRun",
     "Run",
     "RunError",
     "SpeechRun",

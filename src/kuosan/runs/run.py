@@ -36,6 +36,7 @@ FAMILIES = {
     "vocoder": "a vocoder",
     "tts": "a model of text to speech",
     "autoencoder": "an autoencoder",
+    "latent": "a latent diffusion model",
     "embedding": "a diffusion model of words as points",
     "tokens": "a diffusion model of tokens",
     "autoregressive": "an autoregressive model",
@@ -247,6 +248,9 @@ class Run(ABC):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         return self.at_once if batch_size is None else batch_size
+
+    def prepare(self, model: Any) -> None:
+        """What a model has to be told of the training data before it is trained."""
 
     @abstractmethod
     def check(self, model: Any) -> None:
