@@ -146,7 +146,7 @@ def test_magnitudes_have_the_mel_that_they_were_made_of():
     spectrum = filters.T @ np.exp(np.random.default_rng(0).normal(-2, 0.3, (80, 4)))
     mel = torch.from_numpy(np.log(filters @ spectrum))[None]
     found = A.magnitude(mel)
-    np.testing.assert_allclose(found[0], spectrum, rtol=1e-8)
+    np.testing.assert_allclose(found[0], spectrum, rtol=1e-8, atol=1e-15)  # of some processors 0 is 2e-19
     speech = A.mel(voice())
     found = A.magnitude(speech)
     assert (found >= 0).all()
