@@ -1,0 +1,1 @@
+"""The bridge to diffusers: what its files say, in this package's nouns."""
