@@ -37,8 +37,7 @@ def picture(path: Path, curves: dict[str, list[dict[str, Any]]], beside: dict[st
         for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
             axes.plot([p["minutes"] for p in curve], [p[measure] for p in curve], color=colour, label=name)
         axes.axhline(beside[measure], color="black", linewidth=1, linestyle=(0, (4, 3)), label="Griffin-Lim, 32")
-        axes.set_yscale("log" if measure == "mel_l1" else "linear")
-        axes.set(xlabel="minutes of training", title=MEASURES[measure][0])
+        axes.set(xlabel="minutes of training", title=MEASURES[measure][0], xlim=(0, None), ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path)
