@@ -841,7 +841,7 @@ def test_a_recipe_of_two_minds_is_refused_when_it_is_read(tiny, overrides, words
         (["autoencoder.layers=1.5"], "autoencoder: layers"),
         (["autoencoder.beta=2"], "autoencoder: beta: there is no such key"),
         (["autoencoder.levels=2"], "autoencoder: levels: there is no such key"),
-        (["objective.kind=simple"], "objective.kind: of this kind of model must be elbo, got 'simple'"),
+        (["objective.kind=simple"], "objective.kind: of this kind of model must be elbo, latent, got 'simple'"),
         (["objective.free_bits=-1.0"], "objective: warmup and free_bits are never negative"),
     ],
 )

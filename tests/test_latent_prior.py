@@ -653,7 +653,7 @@ def test_half_a_prior_or_one_of_levels_is_refused_when_the_recipe_is_read(overri
         ("network.width=0", "network"),
         ("process.log_snr_end=11.0", "process: log_snr_end is that of noise"),
         ("denoiser.predicts=v", "denoiser: EDM preconditioning"),
-        ("objective={kind='simple'}", "objective.kind: of this kind of model must be elbo, got 'simple'"),
+        ("objective={kind='simple'}", "objective.kind: of this kind of model must be elbo, latent, got 'simple'"),
         ("sampling.solver.kind=best", "sampling.solver.kind: must be one of"),
     ],
 )
