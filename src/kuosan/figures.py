@@ -28,7 +28,6 @@ COLOURS = {"#1d2733": "--ink", "#66727f": "--soft", "#dde3e8": "--line", "#1f6f8
 INK, SOFT, LINE, FIRST, SECOND = COLOURS
 WIDE, HALF, THIRD = (9.4, 2.9), (4.6, 2.9), (3.0, 2.6)  # inches; at the page's full width letters are of one size
 OURS = ("samples", "ours")  # how legends name what the model made
-MOST_TICKS = 12  # of an axis whose every point is named
 LARGEST = 160  # pixels a side: larger images are made smaller for the page
 
 
@@ -310,11 +309,13 @@ def sweep_plot(
     log: bool,
     legend: tuple[str, str] = ("samples", "real images"),
     size: tuple[float, float] = HALF,
+    named: bool = True,
 ) -> str:
     """A measure against a setting of the sampler, with the value of real held-out images as a dashed line.
 
     Args:
         legend: other names of the two.
+        named: the axis says every setting.
     """
     from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
@@ -330,7 +331,7 @@ def sweep_plot(
     axes.axhline(real, color=SECOND, linewidth=1.3, linestyle=(0, (4, 3)), label=legend[1])
     if log:
         axes.set_xscale("log")
-    if len(settings) <= MOST_TICKS:
+    if named:
         axes.set_xticks(list(settings))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

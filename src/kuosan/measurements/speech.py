@@ -317,7 +317,9 @@ class VocoderMeasurements(SpeechMeasurements):
         first = range(points[0]["utterances"])
         beside = self._judged(first, [self.medium.griffin_lim(self.clips.waves[i]) for i in first])
         minutes = [point["minutes"] for point in points]
-        return {"points": points, "griffin_lim": beside}, self._plots("minutes of training", minutes, points, beside)
+        return {"points": points, "griffin_lim": beside}, self._plots(
+            "minutes of training", minutes, points, beside, named=False
+        )
 
     # -- sweeps -------------------------------------------------------------------------------------------------------
 
@@ -364,10 +366,10 @@ class VocoderMeasurements(SpeechMeasurements):
 
     @staticmethod
     def _plots(
-        label: str, settings: Sequence[float], points: Any, beside: Mapping[str, Any], log: bool = False
+        label: str, settings: Sequence[float], points: Any, beside: Mapping[str, Any], log: bool = False, **more: Any
     ) -> list[str]:
         legend = ("ours", "Griffin-Lim")
         return [
-            figures.sweep_plot(panel, label, settings, points, beside[panel.key], log, legend, size=THIRD)
+            figures.sweep_plot(panel, label, settings, points, beside[panel.key], log, legend, size=THIRD, **more)
             for panel in PANELS
         ]
