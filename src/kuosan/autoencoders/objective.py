@@ -90,17 +90,7 @@ class Latent(Objective):
         """Of one example: of the draw of its code, and of the denoiser's."""
         return (2 * model.code[0], *model.code[1:])
 
-    def __call__(
-        self,
-        model: Any,
-        x_0: Tensor,
-        condition: object = None,
-        *,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        step: int | None = None,
-    ) -> Tensor:
+    def __call__(self, model, x_0, condition=None, *, t=None, noise=None, generator=None, step=None):
         if noise is None:
             noise = torch.randn(len(x_0), *self.noise_shape(model, ()), generator=generator).to(x_0)
         of_code, of_denoiser = noise.chunk(2, dim=1)
