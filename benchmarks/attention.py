@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kuosan.networks import Transformer
-from kuosan.networks.transformer import Block
+from kuosan.networks.parts import Block
 
 
 def fused(self: Block, h: torch.Tensor) -> torch.Tensor:

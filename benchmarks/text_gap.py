@@ -22,7 +22,7 @@ from kuosan.bound import error_of_mean
 from kuosan.progress import Progress
 from kuosan.runs import AutoregressiveRun, DiscreteRun
 from kuosan.text.medium import lengths_of
-from kuosan.text.tokenizer import PAD
+from kuosan.tokenizer import PAD
 
 
 @torch.no_grad()

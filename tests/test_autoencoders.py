@@ -171,6 +171,7 @@ def test_only_a_gaussian_decoder_is_a_density():
         "levels": True,
         "mixture": True,
         "discretised": True,
+        "shared": True,
         "gaussian": False,
     }
     x = images(3)
@@ -178,7 +179,7 @@ def test_only_a_gaussian_decoder_is_a_density():
         assert one.elbo(x, estimator="path").discrete == one.model.discrete
     off = torch.full((1, 1, 2, 3), 0.3)
     made["gaussian"].elbo(off, estimator="path")
-    for kind in ("levels", "mixture", "discretised"):
+    for kind in ("levels", "mixture", "discretised", "shared"):
         with pytest.raises(ValueError, match="must lie on the 5 even levels"):
             made[kind].elbo(off, estimator="path")
 
@@ -309,7 +310,10 @@ def test_dropout_is_for_training_and_never_in_the_bound():
     [
         ({"inference": "sideways"}, "inference must be one of bottom_up, top_down, got 'sideways'"),
         ({"posterior": "cauchy"}, "posterior must be one of gaussian, flow, got 'cauchy'"),
-        ({"decoder": "poisson"}, "decoder must be one of levels, mixture, discretised, gaussian, got 'poisson'"),
+        (
+            {"decoder": "poisson"},
+            "decoder must be one of levels, mixture, discretised, shared, gaussian, got 'poisson'",
+        ),
         ({"latent": 7, "layers": 4}, "4 of them from latent = 7 on cannot be"),
         ({"layers": 0}, "0 of them from latent = 8 on cannot be"),
         ({"width": 0}, "width must lie in 1 to 65536"),
@@ -820,7 +824,7 @@ def test_a_diffusion_model_is_not_opened_as_an_autoencoder(tiny, tmp_path):
     [
         (["process.kind=cosine"], "process alone is given; .* needs both"),
         (["network.kind=mlp"], "network alone is given; .* needs both"),
-        (["data.conditional=true"], "an autoencoder is not told classes: set data.conditional = false"),
+        (["data.conditional=true"], "an autoencoder is not told classes or captions: set data.conditional = false"),
         (["training.compile=true"], "training.compile is for the network of a diffusion model"),
     ],
 )
@@ -832,10 +836,13 @@ def test_a_recipe_of_two_minds_is_refused_when_it_is_read(tiny, overrides, words
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["autoencoder.kind=gan"], "autoencoder.kind: must be one of vae, convolutional, got 'gan'"),
+        (["autoencoder.kind=gan"], "autoencoder.kind: must be one of vae, convolutional, diffusers, got 'gan'"),
         (["autoencoder.inference=sideways"], "autoencoder: inference must be one of bottom_up, top_down"),
         (["autoencoder.posterior=cauchy"], "autoencoder: posterior must be one of gaussian, flow"),
-        (["autoencoder.decoder=poisson"], "autoencoder: decoder must be one of levels, mixture, discretised, gaussian"),
+        (
+            ["autoencoder.decoder=poisson"],
+            "autoencoder: decoder must be one of levels, mixture, discretised, shared, gaussian",
+        ),
         (["autoencoder.latent=7", "autoencoder.layers=4"], "4 of them from latent = 7 on cannot be"),
         (["autoencoder.layers=0"], "autoencoder: there is at least one layer"),
         (["autoencoder.layers=1.5"], "autoencoder: layers"),

@@ -236,6 +236,9 @@ class Examples:
     def arranged(self, index):
         return index
 
+    def untold(self, condition, keep):
+        return torch.where(keep, condition, -1)
+
     def batch(self, index):
         return self.tokens[index], self.labels[index]
 

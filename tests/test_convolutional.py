@@ -52,7 +52,7 @@ def test_a_code_is_smaller_than_its_image_by_the_factor(decoder, channels, facto
 @pytest.mark.parametrize("up", [False, True])
 def test_pixels_stay_where_they_are(up):
     """A change in one corner is not felt in the one opposite: truth, the reach of a few 3x3 convolutions."""
-    network = shaken(seeded(Pyramid, 1, 1, 4, up, 8, 1, 0.0).double(), 0.2).eval()
+    network = shaken(seeded(Pyramid, 1, 1, 4, up, 8, 1, 0, 0.0).double(), 0.2).eval()
     size = 16 if up else 64
     x = torch.zeros(1, 1, size, size, dtype=torch.float64)
     other = x.clone()

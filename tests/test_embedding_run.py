@@ -18,7 +18,7 @@ from kuosan.report import write_report
 from kuosan.runs import EmbeddingRun, RunError
 from kuosan.solvers import ClassifierFree, Inpainting
 from kuosan.text.ngram import NGram
-from kuosan.text.tokenizer import PAD
+from kuosan.tokenizer import PAD
 from kuosan.train import train
 
 ANIMALS, PLANTS = ("cat", "dog", "cow", "hen", "ewe", "pig"), ("oak", "fern", "moss", "rose", "ivy", "elm")

@@ -71,7 +71,7 @@ def test_a_discrete_model_is_asked_at_its_own_steps(spacing, name):
 def test_a_discrete_model_is_asked_at_the_step_nearest_to_what_was_meant(spacing):
     """Where no two of the wanted times share a step."""
     process = Process(linear_beta_table(1000))
-    wanted = spacing.times(process, 6)
+    wanted = spacing.times(process, 6, 1.0)
     wanted[0] = 1.0
     mine = np.array(spacing.grid(process, 6).times)
     assert np.diff(wanted).max() < -1 / 1000

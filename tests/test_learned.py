@@ -13,13 +13,14 @@ import kuosan as ks
 from conftest import ALL_SCHEDULES, named
 from kuosan import Denoiser, DiffusionChain, Grid, Process
 from kuosan import recipe as recipes
-from kuosan.build import SOLVERS, make_objective, make_solver
+from kuosan.build import make_objective, make_solver
 from kuosan.cli import main
 from kuosan.denoiser import EDM
 from kuosan.learned import Continuous, LearnedSchedule
 from kuosan.objectives import LogitNormal, LossAware
 from kuosan.recipe import RecipeError
 from kuosan.schedules import from_log_snr
+from kuosan.solvers import SOLVERS
 from kuosan.train import train
 from kuosan.training.ema import EMA
 from test_training import assert_same, end_of, losses, stop_at, train_with

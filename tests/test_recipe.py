@@ -42,9 +42,8 @@ def good(tmp_path):
 def test_every_recipe_that_ships_builds_its_model(name):
     """Truth: the shapes of the data sets that they name."""
     recipe = recipes.read(name)
-    shape = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "glosses": (20,), "tang-poems": (64,)}.get(
-        recipe.data.name or ""
-    )
+    known = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "glosses": (20,), "tang-poems": (64,)}
+    shape = (known | {"characters": (1, 32, 32), "emoji": (3, 32, 32)}).get(recipe.data.name or "")
     speech = recipe.data.speech
     if speech is not None:
         shapes = {"magnitude": (513, 8), "spectrum": (1026, 8), "wave": (1, 8 * 256), "mel": (80, 8)}
@@ -147,7 +146,7 @@ def test_a_mistake_is_named_with_file_key_and_what_was_expected(good, change, wo
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("network.kind=resnet", r"network.kind: must be one of mlp, transformer, got 'resnet'"),
+        ("network.kind=resnet", r"network.kind: must be one of mlp, transformer, diffusers, got 'resnet'"),
         ("network.widht=5", r"network: widht: there is no such key"),
         ("network.width=wide", r"network: width: .*integer, got 'wide'"),
         ("network.width=-4", r"network: width must lie in 1 to 65536"),
@@ -183,7 +182,7 @@ def test_an_image_that_the_patch_does_not_divide_is_refused(good):
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("digit", "there is no recipe 'digit'; there are digits"), ("nowhere.toml", "there is no such file")],
+    [("digit", "there is no recipe 'digit'; there are characters-codes, digits"), ("nowhere.toml", "there is no such file")],
 )
 def test_a_recipe_that_does_not_exist_is_refused(source, words):
     with pytest.raises(RecipeError, match=words):

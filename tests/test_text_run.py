@@ -17,7 +17,7 @@ from kuosan.discrete.risk import candidate_batches
 from kuosan.recipe import RecipeError
 from kuosan.runs import AutoregressiveRun, DiffusionRun, DiscreteRun, RunError
 from kuosan.text.ngram import NGram
-from kuosan.text.tokenizer import PAD, Tokenizer
+from kuosan.tokenizer import PAD, Tokenizer
 from kuosan.train import train
 
 ANIMALS, PLANTS = ("cat", "dog", "cow", "hen"), ("oak", "fern", "moss", "rose")

@@ -10,7 +10,7 @@ pytest.importorskip("tokenizers")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kuosan.text.tokenizer import PAD, UNKNOWN, Tokenizer
+from kuosan.tokenizer import PAD, UNKNOWN, Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,13 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from kuosan import objectives, schedules
-from kuosan.autoencoders import AUTOENCODERS, ConvolutionalAutoencoder
+from kuosan import autoencoders, networks, objectives, schedules, solvers
+from kuosan.autoencoders import ImageAutoencoder
 from kuosan.autoencoders.objective import Elbo, Latent
+from kuosan.bridge.autoencoders import DiffusersAutoencoder
+from kuosan.bridge.networks import network as diffusers_network
+from kuosan.bridge.solver import DiffusersSolver
+from kuosan.bridge.solver import schedule as diffusers_schedule
 from kuosan.chain import Chain
 from kuosan.denoiser import EDM, Denoiser
 from kuosan.diffusion import DiffusionChain
@@ -21,7 +25,8 @@ from kuosan.discrete.embedding import EmbeddingDenoiser, WordEmbedding
 from kuosan.discrete.lengths import PAD, Lengths
 from kuosan.discrete.objective import DiffusionLM, TokenBound, WordCrossEntropy
 from kuosan.learned import Continuous, LearnedSchedule
-from kuosan.networks import NETWORKS, Energy
+from kuosan.networks import Energy
+from kuosan.networks.captions import Pretrained, Reader
 from kuosan.networks.frames import Frames
 from kuosan.networks.sequence import SequenceTransformer
 from kuosan.networks.tokens import TokenTransformer
@@ -29,7 +34,7 @@ from kuosan.networks.wave import WaveGrad, WaveNet
 from kuosan.objectives import Objective
 from kuosan.process import Grid, Process
 from kuosan.recipe import Recipe, RecipeError, explain
-from kuosan.solvers import CORRECTORS, GRIDS, SOLVERS, Corrector, Solver, Spacing
+from kuosan.solvers import CORRECTORS, GRIDS, Corrector, Solver, Spacing
 from kuosan.speech.acoustic import Acoustic, Encoder, TextToSpeech
 
 SCHEDULES: dict[str, Callable] = {
@@ -41,7 +46,12 @@ SCHEDULES: dict[str, Callable] = {
     "flow": schedules.RectifiedFlow,
     "ddpm": schedules.linear_beta_table,
     "learned": LearnedSchedule,
+    "diffusers": diffusers_schedule,
 }
+#: Of diffusion models that are not of speech or texts; and their solvers.
+NETWORKS: dict[str, Callable] = {**networks.NETWORKS, "diffusers": diffusers_network}
+SOLVERS: dict[str, Callable] = {**solvers.SOLVERS, "diffusers": DiffusersSolver}
+AUTOENCODERS: dict[str, Callable] = {**autoencoders.AUTOENCODERS, "diffusers": DiffusersAutoencoder}
 OBJECTIVES: dict[str, Callable] = {
     "simple": objectives.Simple,
     "weighted": objectives.Weighted,
@@ -104,6 +114,7 @@ FROM_DATA = (
     "padding",
     "given",
     "hop",
+    "reader",
 )
 #: The earliest noisy time of the continuous bound of tokens: before it one of a thousand is noise.
 EARLIEST = 1e-3
@@ -227,7 +238,8 @@ def make_model(recipe: Recipe, shape: tuple[int, ...], levels: int, classes: int
         )
     if recipe.autoencoder is None:
         return make_denoiser(recipe, shape, levels or None, classes)
-    if recipe.family == "latent" and AUTOENCODERS.get(recipe.autoencoder["kind"]) is not ConvolutionalAutoencoder:
+    kind = AUTOENCODERS.get(recipe.autoencoder.get("kind", ""))
+    if recipe.family == "latent" and not (inspect.isclass(kind) and issubclass(kind, ImageAutoencoder)):
         raise RecipeError("autoencoder.kind: a latent diffusion model has codes that are images: take convolutional")
     given: dict[str, Any] = {"shape": shape, "levels": levels}
     if recipe.process is not None:
@@ -293,7 +305,10 @@ def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int | None, cl
     section, speech = recipe.denoiser, recipe.data.speech
     process = make_process(recipe)
     by_level = section.predicts == "levels"
-    told = {} if speech is None else {"given": speech.mels, "hop": speech.hop}
+    told: dict[str, Any] = {} if speech is None else {"given": speech.mels, "hop": speech.hop}
+    if recipe.data.captions is not None and "text_encoder" not in (recipe.network or {}):  # which reads by itself
+        told = {"reader": make_reader(recipe)}
+        _takes(NETWORKS, recipe.network or {}, "reader", "captions: take transformer")
     network = make(
         NETWORKS if speech is None else SPEECH_NETWORKS,
         recipe.network or {},
@@ -311,6 +326,25 @@ def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int | None, cl
         return Denoiser(network, process, section.predicts, edm, levels, section.learned_variance)
     except ValueError as error:
         raise RecipeError(f"denoiser: {error}") from None
+
+
+def make_reader(recipe: Recipe) -> Reader | Pretrained:
+    """What reads captions, untrained or from files."""
+    how, section = recipe.data.captions, recipe.reader
+    assert how is not None
+    if how.pretrained is not None:
+        return Pretrained(how.pretrained, how.length)
+    try:
+        return Reader(how.vocabulary, how.length, section.width, section.depth, section.heads, section.dropout)
+    except ValueError as error:
+        raise RecipeError(f"reader: {error}") from None
+
+
+def _takes(kinds: Mapping[str, Callable], table: Mapping[str, Any], name: str, why: str) -> None:
+    """Raises RecipeError where the maker of a kind has no such parameter."""
+    maker = kinds.get(table.get("kind", ""))
+    if maker is not None and name not in inspect.signature(maker).parameters:
+        raise RecipeError(f"network.kind: {table['kind']} cannot be told {why}")
 
 
 def make_acoustic(recipe: Recipe, shape: tuple[int, ...]) -> Acoustic:

@@ -113,9 +113,18 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     for name in (
         *("steps", "rescale", "interval", "threshold", "precision", "weak", "known", "mask", "corrections"),
         *("input", "griffin_lim", "text", "vocoder", "speed", "seconds"),
+        *("negative", "image", "strength"),
         *("prompt", "infill", "length", "candidates", "temperature", "nucleus", "control", "control_steps"),
     ):
         settings[name] = getattr(options, name, None)
+    if getattr(options, "prompts", None) is not None:
+        from kuosan.files import decoded
+
+        if settings["prompt"] is not None:
+            raise ValueError("give one prompt, or a file of prompts: drop one of them")
+        settings["prompt"] = [line.strip() for line in decoded(Path(options.prompts)).splitlines() if line.strip()]
+        if not settings["prompt"]:
+            raise ValueError(f"{options.prompts} holds no prompts: one stands on each line")
     if getattr(options, "blocks", None) is not None:
         settings["blocks"] = options.blocks
     settings["solver"], settings["corrector"] = (
@@ -169,6 +178,8 @@ def _tune(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     found, path = run.tune(options.steps, settings=settings, progress=Progress("tune"), **how)
     guided = f" --guidance {options.guidance:g}" if options.guidance is not None else ""
     guided += f" --weak {options.weak}" if options.weak else ""
+    guided += f" --negative {shlex.quote(options.negative)}" if options.negative else ""
+    guided += "" if run.recipe.sampling.solver.get("kind") in ("auto", "tuned") else " --solver tuned"
     before, after = found.start_errors, found.errors
     lines = [
         f"{'distance to the fine solution, fresh samples':48}{'rmse':>10}{'median':>10}",
@@ -271,6 +282,9 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             lines.append(f"  ({form}, {bits['draws']} draw{'s' if bits['draws'] > 1 else ''})")
     if "nats_per_token" in one:
         lines.append(f"{'  per token':32s}{one['nats_per_token']:>9.4f}   perplexity {one['perplexity']:.4g}")
+    if codes := result.get("reconstruction"):
+        lines.append(f"{'reconstruction, PSNR in dB':32s}{codes['psnr']:>9.2f}")
+        lines.append(f"  (from {codes['numbers']:,} numbers, {codes['times_fewer']:.3g} times fewer)")
     lines += [f"{name:32s}{value:>9.4f}" for name, value in result["baselines"].items()]
     if result.get("condition"):
         lines.append(f"  ({result['condition']})")
@@ -309,6 +323,72 @@ def _least_likely(path: str, unit: Any, most: int = 10) -> list[str]:
     scores.sort(key=lambda one: -float(one[column]))
     shown = [f"  {float(one[column]):>8.4f}  {one['example']}" for one in scores[:most]]
     return ["", f"least likely first, {unit.name}:", *shown, *(["  ..."] if len(scores) > most else [])]
+
+
+def _export(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from kuosan.bridge.export import export
+
+    path = export(options.run, options.path, options.steps, options.guidance)
+    index = json.loads((path / "model_index.json").read_text("utf-8"))
+    scheduler = json.loads((path / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    ours = [part for part, of in index.items() if isinstance(of, list) and str(of[0]).startswith("kuosan")]
+    found: dict[str, Any] = {
+        "path": str(path),
+        "pipeline": index["_class_name"],
+        "scheduler": scheduler["_class_name"],
+        "evaluations": [int(count) for count in scheduler.get("tables", ())],
+        "of_kuosan": ours,
+        "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        "card": str(path / "README.md"),
+    }
+    rows = [
+        ("pipeline", f"{found['pipeline']} of diffusers{', after `import kuosan.bridge.components`' if ours else ''}"),
+        ("scheduler", found["scheduler"]),
+        ("steps", ", ".join(map(str, found["evaluations"]))),
+        ("size", f"{found['bytes'] / 1e6:,.1f} MB"),
+        ("card", found["card"]),
+    ]
+    return found, "\n".join(f"{name:12}{value}" for name, value in rows if value)
+
+
+def _import(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from kuosan.bridge.importing import import_pipeline
+
+    found = import_pipeline(options.path, options.out, options.data)
+    run, scheduler = found.run, found.scheduler
+    sampling, shape = run.recipe.sampling, " x ".join(map(str, run.shape))
+    codes = getattr(run, "state_shape", run.shape)
+    result: dict[str, Any] = {
+        "run": str(run.folder),
+        "pipeline": found.pipeline,
+        "shape": list(run.shape),
+        "codes": None if codes == run.shape else list(codes),
+        "scheduler": scheduler.name,
+        "timesteps": scheduler.config["num_train_timesteps"],
+        "predicts": scheduler.predicts,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "classes": len(run.classes or ()),
+        "parameters": run.info["parameters"],
+        "left_out": list(found.left_out),
+    }
+    betas = scheduler.config.get("beta_schedule", "a flow")
+    guided = f", guidance {sampling.guidance:g}" if sampling.guidance else ""
+    rows = [
+        ("pipeline", f"{found.pipeline} of diffusers"),
+        ("shape", shape if codes == run.shape else f"{shape}, codes {' x '.join(map(str, codes))}"),
+        ("process", f"{result['timesteps']:,} timesteps, {betas}"),
+        ("predicts", scheduler.predicts),
+        ("sampling", f"{sampling.steps} steps of {scheduler.name}{guided}"),
+        ("classes", f"{result['classes']:,}" if result["classes"] else ""),
+        ("parameters", f"{result['parameters']:,}"),
+        ("left out", ", ".join(found.left_out)),
+        ("run", str(run.folder)),
+        ("next", f"kuosan sample {run.folder}"),
+        ("", f'kuosan sample {run.folder} --solver "dpm_solver++ order=2" --steps 20'),
+        ("", f"kuosan evaluate {run.folder}{'' if options.data else ' --data PICTURES'}"),
+    ]
+    return result, "\n".join(f"{name:12}{value}" for name, value in rows if value)
 
 
 def _report(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -420,7 +500,13 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument(
         "--griffin-lim", type=int, metavar="N", help="of speech: iterations that find phases (default 32)"
     )
-    draw.add_argument("--prompt", metavar="TEXT", help="of texts: how each begins")
+    draw.add_argument("--prompt", metavar="TEXT", help="what images are to show; of texts: how each begins")
+    draw.add_argument("--prompts", metavar="FILE", help="of captioned images: a prompt on each line, drawn in turn")
+    draw.add_argument("--negative", metavar="TEXT", help="a prompt that guidance leads away from")
+    draw.add_argument("--image", metavar="PICTURE", help="begin with this picture under noise, instead of noise alone")
+    draw.add_argument(
+        "--strength", type=float, help="how much noise that is: its time, over 0 and under 1 (default 0.6)"
+    )
     draw.add_argument("--infill", metavar="TEXT", help='of texts: a text with "_" for each token that is to be drawn')
     draw.add_argument("--length", type=int, help="of texts: how many tokens each has (default: drawn)")
     draw.add_argument(
@@ -451,6 +537,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--steps", type=int, required=True, help="evaluations of the table")
     fit.add_argument("--guidance", type=float, help="the weight w that it is for (default: the recipe's)")
     fit.add_argument("--weak", metavar="RUN", help="guided away from this weaker run")
+    fit.add_argument("--negative", metavar="TEXT", help="guided away from this prompt")
     fit.add_argument("--precision", help="of the network while tuning: float32 or bfloat16")
     fit.add_argument("--pairs", type=int, help="samples to fit (default 1024)")
     fit.add_argument("--iterations", type=int, help="of gradient descent (default 300)")
@@ -498,6 +585,19 @@ def _parser() -> argparse.ArgumentParser:
 
     page = add("report", _report, "write a run's report: one HTML page that needs nothing else")
     page.add_argument("run", metavar="RUN", help="a run's folder")
+
+    take = add("import", _import, "read a pipeline that diffusers saved into a run")
+    take.add_argument("path", metavar="PATH", help="the pipeline's folder")
+    take.add_argument("--out", metavar="RUN", help="the run's folder (default: runs/ and the pipeline's name)")
+    take.add_argument("--data", metavar="FOLDER", help="pictures to measure it on, and to train on")
+
+    give = add("export", _export, "write a run as a folder that diffusers' DiffusionPipeline opens")
+    give.add_argument("run", metavar="RUN", help="a run's folder")
+    give.add_argument("path", metavar="PATH", help="a folder that is empty or not there")
+    give.add_argument(
+        "--steps", type=_numbers, help="of its tables, like 8,20 (default: the recipe's, and those that were tuned)"
+    )
+    give.add_argument("--guidance", type=float, help="the weight w that its tables are for (default: the recipe's)")
 
     shipped = add("recipes", _recipes, "list the recipes that ship, or print one")
     shipped.add_argument("name", nargs="?", help="print this one as TOML, to copy and change")

@@ -1,6 +1,8 @@
 """What all kinds of data share in files: which are in a folder, which are held out, UTF-8, pictures to look at."""
 
+import csv
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,6 +63,26 @@ def decoded(file: Path) -> str:
     except UnicodeDecodeError as error:
         at, line = error.start, content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{file}: byte {at:,} (0x{content[at]:02x}), in line {line:,}, is not UTF-8") from None
+
+
+def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of a table with a first line of names; the line is the row's last, and short rows end in "".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8, not CSV, or lacks one of the columns.
+    """
+    rows = csv.DictReader(io.StringIO(decoded(file), newline=""), restval="")
+    try:
+        for column in columns:
+            if column not in (rows.fieldnames or ()):
+                raise ValueError(
+                    f"{file} has no column {column!r}; it has {', '.join(rows.fieldnames or ()) or 'none'}"
+                )
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{file}: after line {rows.line_num:,} it is not CSV: {error}") from None
 
 
 def save_png(picture: Image.Image, path: Path, notes: Mapping[str, object]) -> None:

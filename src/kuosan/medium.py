@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from kuosan.recipe import Data, RecipeError
@@ -104,6 +105,19 @@ class Medium(ABC):
     def labels(self, part: Any, index: Tensor) -> Tensor | None:
         """The classes of some examples of a part, if the recipe wants that a model is told them."""
         return part.labels[index] if self.section.conditional else None
+
+    def untold(self, condition: Tensor, keep: Tensor) -> Tensor:
+        """What a model in training is told of a batch of which only some are to be told it: elsewhere -1, nothing.
+
+        Args:
+            condition: (B, ...), of :meth:`batch`.
+            keep: (B,), bool.
+        """
+        return torch.where(keep.reshape(-1, *(1,) * (condition.ndim - 1)), condition, -1)
+
+    def conditions(self, prompts: Sequence[str]) -> Tensor:
+        """What a model is told of prompts, one for each sample. Raises ValueError where there can be none."""
+        raise ValueError(f"these {self.many} were not learned with captions: there is nothing to prompt")
 
     def size(self, part: Any) -> int:
         """How many examples a part has."""
@@ -199,6 +213,9 @@ class TrainingExamples:
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._medium.batch(self._part, index)
 
+    def untold(self, condition: Tensor, keep: Tensor) -> Tensor:
+        return self._medium.untold(condition, keep)
+
 
 def fingerprint(described: Mapping[str, Any]) -> str:
     """A hash of data, from what :meth:`Medium.describe` says of them."""
@@ -214,6 +231,8 @@ def medium_of(section: Data) -> type[Medium]:
     Raises:
         RecipeError: no data set has that name.
     """
+    from kuosan.image.captioned import CaptionedMedium
+    from kuosan.image.captions import CAPTIONED
     from kuosan.image.data import NAMED as IMAGES
     from kuosan.image.medium import ImageMedium
     from kuosan.speech.data import NAMED as RECORDINGS
@@ -222,7 +241,7 @@ def medium_of(section: Data) -> type[Medium]:
     from kuosan.text.data import NAMED as TEXTS
     from kuosan.text.medium import TextMedium
 
-    named = (*IMAGES, *TEXTS, *RECORDINGS)
+    named = (*IMAGES, *CAPTIONED, *TEXTS, *RECORDINGS)
     if section.name is not None and section.name not in named:
         raise RecipeError(f"data.name: must be one of {', '.join(named)}, got {section.name!r}")
     if section.name is not None and (section.speech is not None) != (section.name in RECORDINGS):
@@ -232,7 +251,11 @@ def medium_of(section: Data) -> type[Medium]:
         )
     if section.speech is not None:
         return TranscribedMedium if section.speech.state == "mel" else SpeechMedium
-    return TextMedium if section.texts is not None or section.name in TEXTS else ImageMedium
+    if section.texts is not None or section.name in TEXTS:
+        if section.captions is not None:
+            raise RecipeError(f"data.captions: is of images, and {section.name} is of texts: drop it")
+        return TextMedium
+    return ImageMedium if section.captions is None else CaptionedMedium
 
 
 def read_data(section: Data) -> Any:

@@ -19,7 +19,7 @@ TOKEN_PROCESSES = ("masked", "uniform", "autoregressive")
 
 
 #: Of data, one of them: the keys of a recipe's data that say where they are.
-SOURCES = ("name", "folder", "texts")
+SOURCES = ("name", "folder", "texts", "pipeline")
 
 
 class RecipeError(ValueError):
@@ -58,11 +58,27 @@ class Speech(Section):
     floor: Annotated[Positive, Field(description="what the logarithm does not go below")] = 1e-5
 
 
+class Captions(Section):
+    """Of captioned images: how a caption becomes the tokens that the network is told."""
+
+    length: Annotated[int, Field(ge=1, le=4096, description="tokens of a caption; longer ones are cut to so many")] = 32
+    tokens: Annotated[Literal["word", "bpe", "character"], Field(description="what a token of a caption is")] = "word"
+    vocabulary: Annotated[Count, Field(description="most tokens that are told apart")] = 5000
+    pretrained: Annotated[
+        str | None,
+        Field(
+            description="a text encoder of the library transformers that reads captions, with tokens of its own: a "
+            "folder, or an installed package that holds one; none: an encoder that is trained with the network"
+        ),
+    ] = None
+
+
 class Data(Section):
     """What to learn: a named data set, a folder of images or recordings, or a file or folder of texts."""
 
     name: Annotated[
-        str | None, Field(description="a named data set: digits, mnist, glosses, tang-poems or asterisk-en")
+        str | None,
+        Field(description="a named data set: digits, mnist, characters, emoji, glosses, tang-poems or asterisk-en"),
     ] = None
     folder: Annotated[
         str | None,
@@ -70,6 +86,9 @@ class Data(Section):
     ] = None
     texts: Annotated[
         str | None, Field(description="or texts: a .txt (one a line), .csv or .jsonl file, or a folder of .txt files")
+    ] = None
+    pipeline: Annotated[
+        str | None, Field(description="or none: the pipeline of diffusers that an imported run came from")
     ] = None
     size: Annotated[
         int | None, Field(ge=1, le=4096, description="side in pixels of a folder's images after crop and resize")
@@ -80,11 +99,17 @@ class Data(Section):
     ] = None
     tokens: Annotated[Literal["word", "bpe", "character"], Field(description="what a token of a text is")] = "word"
     vocabulary: Annotated[Count, Field(description="most tokens that are told apart")] = 2500
-    text: Annotated[str, Field(description="the column of a .csv, or key of a .jsonl, that holds the text")] = "text"
+    text: Annotated[
+        str, Field(description="the column of a .csv, or key of a .jsonl, that holds the text or caption")
+    ] = "text"
     label: Annotated[str | None, Field(description="and the one that holds its class")] = None
     held_out: Annotated[float, Field(gt=0, lt=1, description="share of your own data kept for measuring")] = 0.05
     conditional: Annotated[bool, Field(description="tell the network each example's class")] = False
     speech: Annotated[Speech | None, Field(description="of recordings: the table data.speech")] = None
+    captions: Annotated[
+        Captions | None,
+        Field(description="of captioned images: the table data.captions; it tells the network each example's caption"),
+    ] = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -94,6 +119,11 @@ class Data(Section):
             )
         if self.speech is not None and (self.texts is not None or self.conditional):
             raise ValueError("speech is recordings without classes: drop texts and conditional")
+        if self.captions is not None and (self.texts is not None or self.speech is not None or self.conditional):
+            raise ValueError(
+                "captions are of images, and told in the place of classes: drop data.captions, or texts, speech and "
+                "conditional"
+            )
         if self.folder is not None and self.size is None and self.speech is None:
             raise ValueError("a folder needs size, the side in pixels that its images are cropped and resized to")
         if self.texts is not None and self.length is None:
@@ -102,8 +132,18 @@ class Data(Section):
             raise ValueError("a named data set has its own size: drop size")
         return self
 
+    @property
+    def told(self) -> bool:
+        """Whether a network is told something of each example: its class or its caption."""
+        return self.conditional or self.captions is not None
+
     def refuse(self, *keys: str, why: str) -> None:
-        """Raises RecipeError for the first of these settings that is given."""
+        """Raises RecipeError for the first of these settings that is given; and where there is no data at all."""
+        if self.pipeline is not None:
+            raise RecipeError(
+                "data.pipeline: this run was imported without data. Name pictures with `kuosan evaluate RUN --data`; "
+                "or import with --data FOLDER, or override data.folder, for data to train on and hold out"
+            )
         for key in keys:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise RecipeError(f"data.{key}: is {why}: drop it")
@@ -136,6 +176,15 @@ class EncoderSection(Section):
     dropout: Annotated[Share, Field(description="of each block")] = 0.1
 
 
+class ReaderSection(Section):
+    """Of captions: the encoder that is trained with the network."""
+
+    width: Annotated[int, Field(ge=1, le=2**16, description="of its vectors")] = 192
+    depth: Annotated[int, Field(ge=1, le=1000, description="how many blocks it has")] = 2
+    heads: Annotated[Count, Field(description="of its attention; divides width")] = 4
+    dropout: Annotated[Share, Field(description="of each block")] = 0.0
+
+
 class Training(Section):
     """How long, how fast, and how exactly."""
 
@@ -151,7 +200,7 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(ge=0, description="largest gradient norm; 0: no clipping")] = 1.0
     ema: Annotated[Share, Field(description="decay of the averaged weights, which samples are drawn from")] = 0.999
-    label_drop: Annotated[Share, Field(description="share of examples that train without their class")] = 0.1
+    label_drop: Annotated[Share, Field(description="share of examples that train without their class or caption")] = 0.1
     precision: Annotated[Literal["float32", "bfloat16"], Field(description="of the network's arithmetic")] = "float32"
     channels_last: Annotated[bool, Field(description="memory layout that convolutions like")] = False
     compile: Annotated[bool, Field(description="torch.compile: slow start, faster steps")] = False
@@ -235,6 +284,7 @@ class Recipe(Section):
     )
     embedding: Annotated[EmbeddingSection | None, Field(description="of texts: words as points, diffused")] = None
     encoder: Annotated[EncoderSection | None, Field(description="of text to speech: what reads the text")] = None
+    reader: Annotated[ReaderSection, Field(description="of captions")] = ReaderSection()
     process: Annotated[dict[str, Any] | None, Field(description="kind = cosine | ..., of a diffusion model")] = None
     network: Annotated[dict[str, Any] | None, Field(description="kind = mlp | ..., of a diffusion model")] = None
     denoiser: DenoiserSection = DenoiserSection()
@@ -275,8 +325,10 @@ class Recipe(Section):
                 raise ValueError('latents have no levels: the prior\'s denoiser.predicts must be another, such as "x0"')
             if self.family == "latent":
                 self._of_codes(given)
-            elif self.data.conditional:
-                raise ValueError("an autoencoder is not told classes: set data.conditional = false")
+            elif self.data.told:
+                raise ValueError(
+                    "an autoencoder is not told classes or captions: set data.conditional = false, drop data.captions"
+                )
             else:
                 own = {"solver", "steps"} if given else set()  # of a prior that is a diffusion model
                 sampling, usual = self.sampling.model_dump(exclude=own), Sampling().model_dump(exclude=own)
@@ -291,8 +343,17 @@ class Recipe(Section):
             raise ValueError('evaluation.variance = "learned" needs denoiser.learned_variance = true')
         if self.denoiser.predicts == "energy" and self.training.compile:
             raise ValueError("torch.compile cannot differentiate twice, which an energy needs: drop training.compile")
-        if self.sampling.guidance != 0 and not self.data.conditional:
-            raise ValueError("sampling.guidance needs data.conditional = true: there is nothing to guide towards")
+        if self.sampling.guidance != 0:
+            if not self.data.told:
+                raise ValueError(
+                    "sampling.guidance needs data.conditional = true, or captions: there is nothing to guide towards"
+                )
+            if self.data.captions is not None and self.training.label_drop == 0:
+                raise ValueError("sampling.guidance leads away from the empty caption: set training.label_drop over 0")
+        if self.reader != ReaderSection() and (self.data.captions is None or self.data.captions.pretrained is not None):
+            raise ValueError(
+                "[reader] is of an encoder of captions that is trained: it needs data.captions without pretrained"
+            )
         return self
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ from kuosan.solvers import (
     Tuned,
 )
 
+#: The time from which an image is drawn anew where nobody says.
+STRENGTH = 0.6
+#: Settings of sampling that a recipe does not have.
+OTHERS = ("weak", "negative", "known", "mask", "corrections", "image", "strength")
 OBJECTS = {"solver": Solver, "grid": Spacing | Grid, "corrector": Corrector}
 
 
@@ -52,6 +56,11 @@ class Sampler:
         transform: of x0-hat.
         corrector: run before each evaluation.
         how: the same in words and numbers, for records.
+        image: x_0 that samples begin with, under the noise of the table's first time.
+        condition: (n, ...) of what samples are told, in turn; None: what the run tells them.
+        prompts: the same in words.
+        held: pixels, and a mask that is True where a sample is to have just them.
+        start: the standard deviation of the noise that it begins with, where the prior's is 1.
     """
 
     model: Model
@@ -59,6 +68,12 @@ class Sampler:
     transform: Callable[[Tensor], Tensor] | None
     corrector: Corrector | None
     how: dict[str, Any]
+    _: KW_ONLY
+    image: Tensor | None = None
+    condition: Tensor | None = None
+    prompts: tuple[str, ...] = ()
+    held: tuple[Tensor, Tensor] | None = None
+    start: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,8 +84,11 @@ class Settings:
 
     Args:
         weak: the model that guidance leads away from; by default the same one, asked for no class.
+        negative: a condition that guidance leads away from instead.
         known, mask: a sample's shape: values that are held, and where (True).
         corrections: of :class:`~kuosan.solvers.Inpainting`.
+        image: a sample's shape: what samples begin with, under noise, instead of noise alone.
+        strength: the time of that noise, over 0 and under 1.
     """
 
     section: Sampling
@@ -81,17 +99,28 @@ class Settings:
     known: Tensor | None = None
     mask: Tensor | None = None
     corrections: int = 0
+    negative: Tensor | None = None
+    image: Tensor | None = None
+    strength: float = STRENGTH
 
     @classmethod
     def of(cls, section: Sampling, **given: Any) -> Settings:
         """Raises RecipeError for an unknown setting or an impossible value."""
         given = {key: value for key, value in given.items() if value is not None}
-        others = {key: given.pop(key) for key in ("weak", "known", "mask", "corrections") if key in given}
+        others = {key: given.pop(key) for key in OTHERS if key in given}
         held = "known" in others
         if "weak" in others and not given.get("guidance", section.guidance):
             raise RecipeError("weak is a model to be guided away from: it needs a guidance weight")
         if held != ("mask" in others) or (others.get("corrections") and not held):
             raise RecipeError("inpainting needs both known, the picture, and mask, which says where it is held")
+        if "negative" in others and not given.get("guidance", section.guidance):
+            raise RecipeError("a negative prompt is what guidance leads away from: it needs a guidance weight")
+        if "negative" in others and "weak" in others:
+            raise RecipeError("guidance leads away from one thing: drop the negative prompt, or weak")
+        if "strength" in others and "image" not in others:
+            raise RecipeError("strength is how much noise an image is put under: it needs an image to begin with")
+        if not 0 < others.get("strength", STRENGTH) < 1:
+            raise RecipeError(f"strength lies between 0 (the image) and 1 (noise alone), got {others['strength']:g}")
         objects = {k: v for k, v in given.items() if k in OBJECTS and isinstance(v, OBJECTS[k])}
         numbers = {k: v for k, v in given.items() if k not in objects}
         if given.get("threshold"):
@@ -132,7 +161,7 @@ class Settings:
                 raise ValueError(
                     "guidance needs a model trained with classes, or a weaker one: there is nothing to guide towards"
                 )
-            model = ClassifierFree(strong, weight, interval, rescale)
+            model = ClassifierFree(strong, weight, interval, rescale, self.negative)
         if self.known is not None and self.mask is not None:
             model = Inpainting(model, self.known, self.mask, self.corrections)
         return model
@@ -140,7 +169,8 @@ class Settings:
     @property
     def transform(self) -> Callable[[Tensor], Tensor] | None:
         if not self.section.threshold:
-            return Clip() if self.section.clip else None
+            own = None if self.solver is None else self.solver.transform
+            return own or (Clip() if self.section.clip else None)
         thresholded, known, mask = DynamicThreshold(self.section.threshold), self.known, self.mask
         if known is None or mask is None:
             return thresholded
@@ -158,6 +188,8 @@ class Settings:
             if getattr(section, key):
                 words[key] = getattr(section, key)
         words["clip"] = section.clip
+        if self.solver is not None and self.solver.transform is not None and self.transform is self.solver.transform:
+            words["transform"] = str(self.solver.transform)
         if section.precision != Sampling().precision:
             words["precision"] = section.precision
         if self.corrector is not None:
@@ -165,6 +197,8 @@ class Settings:
         if self.mask is not None:
             words["held"] = float(self.mask.double().mean())
             words["corrections"] = self.corrections
+        if self.image is not None:
+            words["strength"] = self.strength
         return words
 
 
@@ -181,6 +215,8 @@ class TunedTables:
     def path(self, steps: int, fingerprint: Mapping[str, Any]) -> Path:
         guided = f"-guidance-{fingerprint['guidance']:g}" if fingerprint["guidance"] else ""
         weak = f"-weak-{fingerprint['weak model'][:8]}" if "weak model" in fingerprint else ""
+        if "negative" in fingerprint:
+            weak = f"-negative-{hashlib.sha256(repr(fingerprint['negative']).encode()).hexdigest()[:8]}"
         return self.folder / f"steps-{steps}{guided}{weak}.json"
 
     @staticmethod
@@ -200,6 +236,8 @@ class TunedTables:
             found |= {"interval": plain(section.interval), "rescale": section.rescale}
         if settings.weak is not None:
             found["weak model"] = weights_fingerprint(settings.weak)
+        if settings.negative is not None:
+            found["negative"] = settings.negative[settings.negative >= 0].tolist()
         return found
 
     def save(self, tuned: Tuned, steps: int, fingerprint: dict[str, Any]) -> Path:
@@ -229,6 +267,7 @@ class TunedTables:
             have = f"; there are {', '.join(kept)}" if kept else ""
             guided = f" --guidance {fingerprint['guidance']:g}" if fingerprint["guidance"] else ""
             guided += " --weak ..." if "weak model" in fingerprint else ""
+            guided += " --negative ..." if "negative" in fingerprint else ""
             raise TunedTableError(
                 f"there is no {path}{have}: `kuosan tune {self.folder.parent} --steps {steps}{guided}` makes it"
             )
@@ -280,18 +319,21 @@ def sampler(
     model = settings.model(denoiser, conditional)
     if isinstance(settings.grid, Grid):
         _check_trained(settings.grid, denoiser.process)
-    how, table = settings.words, None
+    how, table, start = settings.words, None, 1.0
     wants = settings.solver is None
     if wants and settings.grid is not None:
         raise ValueError("a tuned table has its own times: drop the grid")
     if wants and settings.known is not None:
         raise TunedTableError("a table is tuned without anything held: choose another solver for inpainting")
+    if wants and settings.image is not None:
+        raise TunedTableError("a table is tuned from noise on: choose another solver to begin with an image")
     if wants or (
         isinstance(settings.solver, Auto)
         and settings.solver.tuned
         and settings.grid is None
         and settings.corrector is None
         and settings.known is None
+        and settings.image is None
     ):
         steps, fingerprint = settings.section.steps, tuned.fingerprint(denoiser, settings)
         if wants or tuned.path(steps, fingerprint).is_file():
@@ -304,7 +346,10 @@ def sampler(
                 say(f"{error} (using auto)")
     if table is None:
         assert settings.solver is not None
-        count = None if isinstance(settings.grid, Grid) else settings.section.steps
-        table = settings.solver.table(denoiser.process, settings.grid, steps=count)
+        grid, count = settings.grid, settings.section.steps
+        if settings.image is not None and not isinstance(grid, Grid):
+            grid = (grid or settings.solver.spacing).grid(denoiser.process, count, settings.strength)
+        table = settings.solver.table(denoiser.process, grid, steps=None if isinstance(grid, Grid) else count)
+        start = settings.solver.start(count)
     how["evaluations"] = table.evaluations * (1 + (settings.corrector.evaluations if settings.corrector else 0))
-    return Sampler(model, table, settings.transform, settings.corrector, how)
+    return Sampler(model, table, settings.transform, settings.corrector, how, image=settings.image, start=start)

@@ -50,15 +50,15 @@ def save_samples(
         seeds = check_seeds(range(run.usual_count(sampler)) if seeds is None else seeds)
         if single and len(seeds) > 1:
             raise ValueError(f"{out} is one file, and there are {len(seeds)} samples: give a folder")
-        labels = run.labels_for(len(seeds))
+        labels = run.labels_of(sampler, len(seeds))
         if classes is not None:
             labels = torch.tensor(classes)[torch.arange(len(seeds)) % len(classes)]
         how = {"run": str(run.folder), "step": run.step} | sampler.how
         files: list[dict[str, Any]] = []
-        for i, name in enumerate(run.names(sampler, seeds, labels)):
-            named = {"class": run.classes[int(labels[i])]} if run.classes and labels is not None else {}
+        named = zip(run.names(sampler, seeds, labels), run.asked(sampler, labels, len(seeds)), strict=True)
+        for seed, (name, asked) in zip(seeds, named, strict=True):
             file = out if single else folder / f"{name}{run.medium.suffix}"
-            files.append({"file": str(file), "seed": seeds[i]} | named)
+            files.append({"file": str(file), "seed": seed} | asked)
         mine = range(processes.rank, len(seeds), processes.size)
         progress = Progress("samples") if processes.first else None
         done = 0
@@ -77,7 +77,7 @@ def save_samples(
         result: dict[str, Any] = how | {"sheet": "", "samples": files}
         if processes.first:
             shown = [Path(one["file"]) for one in files[:SHEET]]
-            columns = len(run.classes) if run.conditional and run.classes and labels is not None else None
+            columns = run.columns(sampler, labels)
             notes = how | {"seeds": seeds[:SHEET]}
             if single:
                 result["sheet"] = str(out)

@@ -49,7 +49,7 @@ def train(recipe: Recipe, folder: str | Path, command: str | None = None) -> Run
         fixed = OF_AUTOENCODER if recipe.family == "latent" else ()
         if recipe.training.start is not None:
             _begin_with(model, Path(recipe.training.start), fixed)
-        _freeze(model, [*recipe.training.freeze, *fixed])
+        _freeze(model, recipe.training.freeze, fixed)
         objective = make_objective(recipe)
         run = kind_of(recipe)(folder, recipe, _info(recipe, data, described, model, processes, command), data)
         run.prepare(model)
@@ -94,10 +94,10 @@ def _begin_with(model: nn.Module, folder: Path, whole: Sequence[str]) -> None:
     to_stderr(f"{len(same)} of {len(own)} parameters begin as in {folder}")
 
 
-def _freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
-    for prefix in prefixes:
+def _freeze(model: nn.Module, prefixes: Sequence[str], fixed: Sequence[str]) -> None:
+    for prefix in (*prefixes, *fixed):
         named = [p for name, p in model.named_parameters() if f"{name}.".startswith(f"{prefix}.")]
-        if not named:
+        if not named and prefix in prefixes:
             first = ", ".join(sorted({name.split(".")[0] for name, _ in model.named_parameters()}))
             raise RecipeError(f"training.freeze: no parameter's name begins with {prefix!r}; they begin with {first}")
         for p in named:

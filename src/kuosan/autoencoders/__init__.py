@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from kuosan.autoencoders.convolution import ConvolutionalAutoencoder
+from kuosan.autoencoders.convolution import ConvolutionalAutoencoder, ImageAutoencoder
 from kuosan.autoencoders.heads import DECODERS, POSTERIORS
 from kuosan.autoencoders.hierarchy import Autoencoder
 
 #: The autoencoders that recipes know by name.
 AUTOENCODERS: dict[str, Callable] = {"vae": Autoencoder, "convolutional": ConvolutionalAutoencoder}
 
-__all__ = ["AUTOENCODERS", "DECODERS", "POSTERIORS", "Autoencoder", "ConvolutionalAutoencoder"]
+__all__ = ["AUTOENCODERS", "DECODERS", "POSTERIORS", "Autoencoder", "ConvolutionalAutoencoder", "ImageAutoencoder"]

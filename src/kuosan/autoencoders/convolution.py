@@ -42,17 +42,22 @@ class Pyramid(nn.Module):
         inputs, outputs: channels.
         factor: a power of two.
         up: from small to large.
-        width: channels at full size, a multiple of 8; at half size and below twice as many.
+        width: channels at full size, a multiple of 8; at half size twice as many, below four times.
         depth: residual blocks at each size.
+        deep: more of them at the smallest size, where they are cheapest and see most.
         dropout: in each of them.
     """
 
-    def __init__(self, inputs: int, outputs: int, factor: int, up: bool, width: int, depth: int, dropout: float):
+    def __init__(
+        self, inputs: int, outputs: int, factor: int, up: bool, width: int, depth: int, deep: int, dropout: float
+    ):
         super().__init__()
-        check_size(width, depth)
+        check_size(width, depth + deep)
+        if min(depth, deep) < 0:
+            raise ValueError(f"depth and deep are never negative, got {depth} and {deep}")
         if width % 8:
             raise ValueError(f"width must be a multiple of 8, got {width}")
-        widths = [width * min(2, 2**i) for i in range(factor.bit_length())]
+        widths = [width * min(4, 2**i) for i in range(factor.bit_length())]
         if up:
             widths.reverse()
         self.first = nn.Conv2d(inputs, widths[0], 3, padding=1)
@@ -65,7 +70,8 @@ class Pyramid(nn.Module):
                     if up
                     else [nn.PixelUnshuffle(2), nn.Conv2d(4 * before, channels, 1)]
                 )
-            parts += [Residual(channels, dropout) for _ in range(depth)]
+            smallest = i == (0 if up else len(widths) - 1)
+            parts += [Residual(channels, dropout) for _ in range(depth + deep * smallest)]
         self.blocks = nn.Sequential(*parts)
         self.norm = nn.GroupNorm(8, widths[-1])
         self.last = nn.Conv2d(widths[-1], outputs, 3, padding=1)
@@ -120,58 +126,16 @@ class Upwards(nn.Module):
         return (raw.unflatten(1, (self.channels, -1)).movedim(2, -1) if self.last else raw).flatten(1)
 
 
-class ConvolutionalAutoencoder(Chain):
-    """The autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752, section 3.1), as a ladder of one
-    layer: its bound is one on log P(x), and the decoder's law stands where the paper has a perceptual loss.
-
-    Args:
-        shape: (C, H, W) of one example.
-        levels: of the data.
-        channels: of a code.
-        factor: how many times smaller than the image a code is on each side: a power of two that divides both.
-        decoder: "levels", "mixture", "discretised" or "gaussian", the law of each value of the image.
-        width, depth, dropout: of :class:`Pyramid`.
-        prior: makes a chain in the standard normal's place, of codes.
+class ImageAutoencoder(Chain):
+    """A ladder of one layer whose codes are images too: what a latent diffusion model is made of.
 
     Attributes:
-        code: (channels, H / factor, W / factor), the shape of z.
-
-    Raises:
-        ValueError: an unknown decoder, or sizes that do not go together.
+        code: the shape of z.
     """
 
-    guide: Encoding
-    model: Decoding
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        levels: int,
-        channels: int = 4,
-        factor: int = 4,
-        decoder: str = "mixture",
-        width: int = 32,
-        depth: int = 1,
-        dropout: float = 0.0,
-        prior: Callable[[tuple[int, ...]], Chain] | None = None,
-    ):
-        if len(shape) != 3:
-            raise ValueError(f"convolutions are of images (C, H, W), got shape {tuple(shape)}")
-        c, h, w = shape
-        if factor < 2 or factor & (factor - 1) or h % factor or w % factor:
-            raise ValueError(f"factor must be a power of two that divides {h} x {w} pixels, got {factor}")
-        if channels < 1:
-            raise ValueError(f"a code has at least one channel, got {channels}")
-        code, network = (channels, h // factor, w // factor), (width, depth, dropout)
-        law = Decoder(
-            decoder,
-            shape,
-            levels,
-            lambda n, last: Upwards(Pyramid(channels, n * c, factor, True, *network), channels, c, last),
-        )
-        guide = Encoding(Pyramid(c, 2 * channels, factor, False, *network), channels)
-        super().__init__(guide, Decoding((law.shape, code), law, None if prior is None else prior(code)))
-        self.code = code
+    code: tuple[int, ...]
+    guide: Any
+    model: Any
 
     @property
     def denoiser(self) -> Denoiser:
@@ -197,6 +161,65 @@ class ConvolutionalAutoencoder(Chain):
     def decode(self, z: Tensor) -> Law:
         """p(x | z) of codes (B, *code)."""
         return self.model.down(0, (z,))
+
+    def rescale(self, codes: Tensor) -> tuple[float, float]:
+        """Scale codes for a diffusion model, as these (N, *code) ask for; says the mean and the deviation they had."""
+        raise NotImplementedError
+
+
+class ConvolutionalAutoencoder(ImageAutoencoder):
+    """The autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752, section 3.1), as a ladder of one
+    layer: its bound is one on log P(x), and the decoder's law stands where the paper has a perceptual loss.
+
+    Args:
+        shape: (C, H, W) of one example.
+        levels: of the data.
+        channels: of a code.
+        factor: how many times smaller than the image a code is on each side: a power of two that divides both.
+        decoder: "levels", "mixture", "discretised", "shared" or "gaussian", the law of each value of the image.
+        width, depth, deep, dropout: of :class:`Pyramid`.
+        prior: makes a chain in the standard normal's place, of codes.
+
+    Attributes:
+        code: (channels, H / factor, W / factor), the shape of z.
+
+    Raises:
+        ValueError: an unknown decoder, or sizes that do not go together.
+    """
+
+    guide: Encoding
+    model: Decoding
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        levels: int,
+        channels: int = 4,
+        factor: int = 4,
+        decoder: str = "mixture",
+        width: int = 32,
+        depth: int = 1,
+        deep: int = 0,
+        dropout: float = 0.0,
+        prior: Callable[[tuple[int, ...]], Chain] | None = None,
+    ):
+        if len(shape) != 3:
+            raise ValueError(f"convolutions are of images (C, H, W), got shape {tuple(shape)}")
+        c, h, w = shape
+        if factor < 2 or factor & (factor - 1) or h % factor or w % factor:
+            raise ValueError(f"factor must be a power of two that divides {h} x {w} pixels, got {factor}")
+        if channels < 1:
+            raise ValueError(f"a code has at least one channel, got {channels}")
+        code, network = (channels, h // factor, w // factor), (width, depth, deep, dropout)
+        law = Decoder(
+            decoder,
+            shape,
+            levels,
+            lambda n, last: Upwards(Pyramid(channels, n * c, factor, True, *network), channels, c, last),
+        )
+        guide = Encoding(Pyramid(c, 2 * channels, factor, False, *network), channels)
+        super().__init__(guide, Decoding((law.shape, code), law, None if prior is None else prior(code)))
+        self.code = code
 
     def rescale(self, codes: Tensor) -> tuple[float, float]:
         """Let codes like these have mean 0 and variance 1 in each channel: what is encoded and decoded is the same.

@@ -146,7 +146,9 @@ class Decoder(nn.Module):
 
     Args:
         kind: "levels", any law over the levels; "mixture", of five Gaussians cut into their bins, for many levels;
-            "discretised", one Gaussian cut into them; "gaussian", a density.
+            "discretised", one Gaussian cut into them; "shared", the same with one learned standard deviation for all
+            values, so that nothing but the squared error is learned (Rybkin et al. 2021, arXiv 2006.13202, eq. 4);
+            "gaussian", a density.
         shape: of one example.
         levels: of the data.
         network: makes the network, told how many numbers a law takes and whether they are the last or the first
@@ -161,7 +163,9 @@ class Decoder(nn.Module):
         if kind not in DECODERS:
             raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {kind!r}")
         self.kind, self.shape, self.levels = kind, tuple(shape), levels
-        numbers = {"levels": levels, "mixture": 3 * COMPONENTS}.get(kind, 2)
+        numbers = {"levels": levels, "mixture": 3 * COMPONENTS, "shared": 1}.get(kind, 2)
+        if kind == "shared":
+            self.log_std = nn.Parameter(torch.tensor(-1.0))
         self.network = network(numbers, kind in ("levels", "mixture"))
         self.register_buffer("values", torch.linspace(-1, 1, levels), persistent=False)
 
@@ -177,11 +181,14 @@ class Decoder(nn.Module):
             return DiscretisedMixture(
                 torch.log_softmax(weights, -1), DiscretisedGaussian(start + mean, std**2, self.levels)
             )
+        if self.kind == "shared":
+            mean = whole(raw).reshape(len(raw), *self.shape)
+            return DiscretisedGaussian(mean, (2 * self.log_std).exp().expand_as(mean), self.levels)
         law = gaussian(raw)
         mean, variance = (part.reshape(len(raw), *self.shape) for part in (law.mean, law.variance))
         return Gaussian(mean, variance) if self.kind == "gaussian" else DiscretisedGaussian(mean, variance, self.levels)
 
 
-DECODERS = ("levels", "mixture", "discretised", "gaussian")
+DECODERS = ("levels", "mixture", "discretised", "shared", "gaussian")
 #: Gaussians of a mixture.
 COMPONENTS = 5

@@ -5,7 +5,7 @@ import os
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +21,17 @@ from kuosan.files import is_held_out, visible_files
 
 @dataclass(frozen=True)
 class Examples:
-    """Images in memory, with or without classes.
+    """Images in memory, with or without classes, with or without captions.
 
     Attributes:
         levels: uint8 (N, C, H, W), the integer level of every value, 0 .. level_count - 1.
         labels: int64 (N,), the index into `ImageData.classes`, or None.
+        captions: what each of the N images shows, in words, or None.
     """
 
     levels: Tensor
     labels: Tensor | None = None
+    captions: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -134,16 +136,10 @@ def folder(path: str | Path, size: int, channels: int | None = None, held_out: f
             fewer than two readable pictures; or it holds pictures beside sub-folders with pictures, so that it is not
             clear whether these are classes.
     """
-    channels = 3 if channels is None else channels
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 3 (colour) or 1 (grey), got {channels}")
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out must lie between 0 and 1 (a share of the pictures), got {held_out}")
+    channels = checked(size, channels, held_out)
     root = Path(path)
-    names = _find_pictures(root)
-    pictures = _read_or_recall(root, names, size, channels)
+    names = _of_classes(root, find_pictures(root))
+    pictures = read_or_recall(root, names, size, channels)
     held = is_held_out(pictures.names, held_out)
     of_class = [name.split("/")[0] if "/" in name else "" for name in pictures.names]
     classes = tuple(sorted(set(of_class)))
@@ -206,19 +202,20 @@ def read_pictures(files: Sequence[str | Path], shape: tuple[int, ...], count: in
     """
     found: list[Path] = []
     for one in map(Path, files):
-        found += [one / name for name in _find_pictures(one)] if one.is_dir() else [one]
+        found += [one / name for name in _of_classes(one, find_pictures(one))] if one.is_dir() else [one]
     if not found:
         raise ValueError("there is no picture to read")
     return [str(file) for file in found], torch.stack([read_picture(file, shape, count) for file in found])
 
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+#: The ends of the names of pictures.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _MANY = 500  # pictures, above which reading shows progress and is cached
 _FORMAT = 1  # of the cached file: raise it when pictures become other bytes than before
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class Pictures:
     """What could be read: levels uint8 (N, C, size, size), each one's name inside the folder, and the notes."""
 
     levels: np.ndarray
@@ -226,8 +223,25 @@ class _Pictures:
     notes: tuple[str, ...]
 
 
-def _find_pictures(root: Path) -> list[str]:
-    """The name of every picture, relative to `root` and with forward slashes, sorted."""
+def checked(size: int, channels: int | None, held_out: float) -> int:
+    """The number of channels, 3 for None; ValueError if one of the arguments of `folder` is out of range."""
+    channels = 3 if channels is None else channels
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 3 (colour) or 1 (grey), got {channels}")
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out must lie between 0 and 1 (a share of the pictures), got {held_out}")
+    return channels
+
+
+def find_pictures(root: Path) -> list[str]:
+    """The name of every picture, relative to `root` and with forward slashes, sorted.
+
+    Raises:
+        FileNotFoundError: there is nothing at `root`.
+        ValueError: it is a file, cannot be listed, or holds no pictures.
+    """
     if not root.exists():
         raise FileNotFoundError(f"expected a folder of pictures, but there is nothing at {root}")
     if not root.is_dir():
@@ -235,11 +249,16 @@ def _find_pictures(root: Path) -> list[str]:
     found = sorted(
         name.as_posix()
         for name in (file.relative_to(root) for file in visible_files(root))
-        if name.suffix.lower() in _SUFFIXES
+        if name.suffix.lower() in SUFFIXES
     )
-    beside = [name for name in found if "/" not in name]
     if not found:
-        raise ValueError(f"{root} holds no pictures: expected files that end in {', '.join(_SUFFIXES)}")
+        raise ValueError(f"{root} holds no pictures: expected files that end in {', '.join(SUFFIXES)}")
+    return found
+
+
+def _of_classes(root: Path, found: list[str]) -> list[str]:
+    """The same names, if it is clear whether the sub-folders are classes; ValueError if it is not."""
+    beside = [name for name in found if "/" not in name]
     if beside and len(beside) < len(found):
         inside = next(name for name in found if "/" in name)
         raise ValueError(
@@ -249,29 +268,52 @@ def _find_pictures(root: Path) -> list[str]:
     return found
 
 
-def _read_or_recall(root: Path, names: list[str], size: int, channels: int) -> _Pictures:
+def read_or_recall(root: Path, names: list[str], size: int, channels: int) -> Pictures:
+    """The pictures of those names inside `root`, as `folder` reads and keeps them.
+
+    Raises:
+        ValueError: fewer than two can be read.
+    """
     if len(names) <= _MANY:
         return _read(root, names, size, channels)
     stats = [(root / name).stat() for name in names]
     key = repr((_FORMAT, size, channels, [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, stats, strict=True)]))
-    file = cache_folder() / "pictures" / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.npz"
+
+    def read() -> dict[str, np.ndarray]:
+        pictures = _read(root, names, size, channels)
+        return {"levels": pictures.levels, "names": np.array(pictures.names), "notes": np.array(pictures.notes)}
+
+    kept = recalled("pictures", key, ("levels", "names", "notes"), read, f"{root}: the pictures that were read")
+    return Pictures(kept["levels"], kept["names"].tolist(), tuple(kept["notes"].tolist()))
+
+
+def recalled(
+    subfolder: str, key: str, names: Sequence[str], make: Callable[[], dict[str, np.ndarray]], what: str
+) -> dict[str, np.ndarray]:
+    """The arrays of those names that `make` returns, made once and kept in the cache under a hash of `key`.
+
+    Args:
+        subfolder: of the cache of fetched data, to keep them in.
+        what: was made, for the line on stderr if it cannot be kept.
+    """
+    file = cache_folder() / subfolder / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.npz"
     try:
         with np.load(file) as kept:
-            return _Pictures(kept["levels"], kept["names"].tolist(), tuple(kept["notes"].tolist()))
+            return {name: kept[name] for name in names}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        pass  # not there, or damaged: read the pictures themselves
-    pictures = _read(root, names, size, channels)
+        pass  # not there, or damaged: make them
+    made = make()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(f".{os.getpid()}.npz")
-        np.savez(aside, levels=pictures.levels, names=np.array(pictures.names), notes=np.array(pictures.notes))
+        np.savez(aside, **{name: made[name] for name in names})  # type: ignore[arg-type]
         aside.replace(file)
     except OSError as error:
-        to_stderr(f"{root}: the pictures that were read could not be kept for next time: {error}")
-    return pictures
+        to_stderr(f"{what} could not be kept for next time: {error}")
+    return made
 
 
-def _read(root: Path, names: list[str], size: int, channels: int) -> _Pictures:
+def _read(root: Path, names: list[str], size: int, channels: int) -> Pictures:
     """Decode every picture, on all processor cores, and say in the notes what was done."""
     levels = np.empty((len(names), channels, size, size), np.uint8)
     read: list[str] = []
@@ -309,7 +351,7 @@ def _read(root: Path, names: list[str], size: int, channels: int) -> _Pictures:
     notes = [f"cropped to the centre square and resized to {size}x{size} (Lanczos)", *sorted(_counted(done_to))]
     if broken:
         notes.append(f"{len(broken):,} of {len(names):,} files could not be read and were left out: {unread}")
-    return _Pictures(levels[: len(read)], read, tuple(notes))
+    return Pictures(levels[: len(read)], read, tuple(notes))
 
 
 def _counted(done_to: Counter[str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from kuosan.fetch import to_stderr
 from kuosan.files import save_png
 from kuosan.image import data as image_data
+from kuosan.image.captions import CAPTIONED
 from kuosan.image.data import Examples, ImageData, to_levels, to_pixels
 from kuosan.image.judge import Judge
 from kuosan.image.pictures import good_scale, sheet, to_image
@@ -33,7 +34,7 @@ class ImageMedium(Medium):
         section.refuse("texts", "length", "tokens", "vocabulary", "text", "label", why="of texts, and these are images")
         if section.name is not None:
             section.refuse("channels", "held_out", why="of a folder of your own: this data has its own")
-            return image_data.NAMED[section.name]()
+            return (image_data.NAMED | CAPTIONED)[section.name]()
         if section.folder is None or section.size is None:
             raise RecipeError("data.size: a folder of images needs one")
         return image_data.folder(Path(section.folder).expanduser(), section.size, section.channels, section.held_out)
@@ -64,6 +65,13 @@ class ImageMedium(Medium):
     def read_mask(self, file: str | Path) -> Tensor:
         """(C, H, W) bool, True where a picture is black: there a sample is held."""
         return (image_data.read_picture(file, (1, *self.shape[1:]), 2) < 0).expand(self.shape)
+
+    def check_mask(self, picture: str | Path, mask: str | Path) -> None:
+        """Raises ValueError for a mask of another size than its picture: it would be cropped and scaled otherwise."""
+        with Image.open(picture) as one, Image.open(mask) as other:
+            if one.size != other.size:
+                (a, b), (c, d) = one.size, other.size
+                raise ValueError(f"the picture {picture} has {a} x {b} pixels and the mask {mask} {c} x {d}: one size")
 
     # -- samples ------------------------------------------------------------------------------------------------------
 

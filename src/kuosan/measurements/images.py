@@ -14,11 +14,16 @@ from torch import Tensor
 from kuosan import figures
 from kuosan.bound import Bound
 from kuosan.figures import Panel
+from kuosan.image.captioned import CaptionedMedium
 from kuosan.image.data import to_pixels
 from kuosan.image.judge import Judge, nearest
 from kuosan.measurements.base import MOST_CLASSES, BoundMeasurements
 from kuosan.progress import Progress
 from kuosan.runs import Run
+
+
+#: Prompts that a report shows, and the guidance weights that it shows them at.
+PROMPTS, WEIGHTS = 10, (0.0, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,23 @@ def most_compared(run: Run, count: int) -> int:
     return max(8, min(count, int(1e10 / run.data.train.levels.numel())))
 
 
+def run_prompts(run: Run, n: int) -> list[str]:
+    """The first captions that a run draws where nobody gives a prompt."""
+    assert isinstance(run.medium, CaptionedMedium)
+    return run.medium.prompts[:n]
+
+
+def attribute_rows(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of each attribute and kind of combination: the share of samples that are right, and of real images."""
+    rows = []
+    for name, found in quality["attributes"].items():
+        for key, words in (("seen", "combinations seen in training"), ("unseen", "combinations held out")):
+            if found[key] is not None:
+                real = quality["held_out"]["attributes"][name][key]
+                rows.append({"name": name, "of": words, **found[key], "real": None if real is None else real["right"]})
+    return rows
+
+
 class ImageMeasurements(BoundMeasurements):
     """The measurements that every report of images has."""
 
@@ -72,7 +94,36 @@ class ImageMeasurements(BoundMeasurements):
 
     def __init__(self, run: Any, budget: float):
         super().__init__(run, budget)
-        self.yardstick = Yardstick(run, run.judge)
+        self.yardstick = Yardstick(run, run.judge if isinstance(run.judge, Judge) else None)
+
+    @property
+    def captioned(self) -> bool:
+        return isinstance(self.run.medium, CaptionedMedium)
+
+    def facts(self) -> tuple[dict[str, Any], None]:
+        found, _ = super().facts()
+        if self.captioned and found["judge"]:
+            found |= {"judge": False, "why_no_judge": "classifiers of what captions say stand in its place, above"}
+        return found, None
+
+    def quality(self) -> dict[str, Any] | None:
+        return None if self.captioned else super().quality()
+
+    def prompted(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Prompts against guidance weights, and which attributes samples have of those that were asked for."""
+        run, shown = self.run, run_prompts(self.run, PROMPTS)
+        weights = sorted({*WEIGHTS, float(run.recipe.sampling.guidance)}) if run.recipe.training.label_drop else [0.0]
+        seeds = [i + PROMPTS * k for i in range(len(shown)) for k in range(2)]
+        asked = [one for one in shown for _ in range(2)]
+        drawn = [run.sample(seeds=seeds, prompt=asked, guidance=weight) for weight in weights]
+        rows = []
+        for i, prompt in enumerate(shown):
+            images = [self.pictures_of(one[2 * i : 2 * i + 2]) for one in drawn]
+            own = [s for _ in weights for s in seeds[2 * i : 2 * i + 2]]
+            rows.append({"name": prompt, "seeds": own, "images": [picture for two in images for picture in two]})
+        evaluated = (self.evaluation or {}).get("quality") or self.judged
+        found = [] if evaluated is None else attribute_rows(evaluated)
+        return {"shown": 2 * len(weights) * len(shown), "weights": weights, "attributes": found}, rows
 
     @cached_property
     def drawn(self) -> Tensor:
@@ -84,6 +135,9 @@ class ImageMeasurements(BoundMeasurements):
 
     def samples(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         run, numbers = self.run, dict(self.way_of_sampling())
+        if self.captioned:
+            said, rows = self.prompted()
+            return numbers | said, rows
         if not (run.conditional and run.classes):
             rows = [{"name": "", "seeds": list(range(64)), "images": self.pictures_of(self.drawn[:64])}]
             return numbers | {"shown": 64}, rows

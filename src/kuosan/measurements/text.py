@@ -24,7 +24,7 @@ from kuosan.runs import AutoregressiveRun, DiscreteRun, TokenRun
 from kuosan.runs.tokens import TokenSampler
 from kuosan.text.judge import distinct
 from kuosan.text.medium import ORDER, TextMedium, lengths_of
-from kuosan.text.tokenizer import UNKNOWN
+from kuosan.tokenizer import UNKNOWN
 
 GUIDANCE = (0.0, 0.5, 1.0, 2.0)
 NUCLEI = (1.0, 0.9)

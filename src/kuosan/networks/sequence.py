@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from kuosan.networks.parts import Embedding, check_size, of_ends, zeroed
-from kuosan.networks.transformer import Block
+from kuosan.networks.parts import Block, Embedding, check_size, of_ends, zeroed
 
 
 class SequenceTransformer(nn.Module):

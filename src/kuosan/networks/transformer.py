@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
-from kuosan.networks.parts import Embedding, Fourier, check_size, zeroed
+from kuosan.networks.captions import Captions
+from kuosan.networks.parts import Block, Embedding, Fourier, check_size, zeroed
 
 
 class Transformer(nn.Module):
@@ -29,6 +30,8 @@ class Transformer(nn.Module):
         stack_last: whether several outputs make a last dimension or multiply dimension 1.
         dropout: after each attention and each MLP.
         fourier: :class:`~kuosan.networks.parts.Fourier` features of the input; 0 for none.
+        reader: of captions, such as :class:`~kuosan.networks.captions.Reader`: what it says of each word stands before
+            the patches as one more token that they look at, and what it says of the whole is told with the time.
 
     Raises:
         ValueError: a shape that patches do not divide, or a width that heads do not divide.
@@ -47,6 +50,7 @@ class Transformer(nn.Module):
         stack_last: bool = False,
         dropout: float = 0.0,
         fourier: int = 0,
+        reader: nn.Module | None = None,
     ):
         super().__init__()
         check_size(width, depth)
@@ -54,6 +58,7 @@ class Transformer(nn.Module):
             raise ValueError(f"width must be a multiple of heads, got {width} and {heads}")
         self.shape, self.outputs, self.stack_last = tuple(shape), outputs, stack_last
         self.embedding = Embedding(width, classes)
+        self.captions = None if reader is None else Captions(reader, width)
         self.patches = Patches(self.shape, patch, channels, width, outputs, fourier)
         self.position = nn.Parameter(0.02 * torch.randn(1, self.patches.count, width))
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
@@ -61,49 +66,22 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: object = None) -> Tensor:
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this network was made for examples of shape {self.shape}, got {tuple(x.shape[1:])}")
-        given = silu(self.embedding(t, condition))
-        tokens, skip = self.patches.enter(x, given)
-        tokens = tokens + self.position
+        if self.captions is None:
+            given, hidden = silu(self.embedding(t, condition)), None
+            tokens, skip = self.patches.enter(x, given)
+            tokens = tokens + self.position
+        else:
+            words, ended, whole = self.captions(condition, len(x))
+            given = silu(self.embedding(t) + whole)
+            tokens, skip = self.patches.enter(x, given)
+            tokens = torch.cat([words.to(tokens.dtype), tokens + self.position], dim=1)
+            hidden = torch.cat([ended, ended.new_zeros(len(x), self.patches.count)], dim=1)[:, None, None]
         for block in self.blocks:
-            tokens = block(tokens, given)
-        out = self.patches.leave(tokens, skip, given)
+            tokens = block(tokens, given, hidden)
+        out = self.patches.leave(tokens[:, -self.patches.count :], skip, given)
         if self.stack_last:
             return out.unflatten(1, (self.shape[0], self.outputs)).movedim(2, -1)
         return out
-
-
-class Block(nn.Module):
-    """Attention and an MLP, each scaled, shifted and gated by what is given; at the start it does nothing."""
-
-    def __init__(self, width: int, heads: int, dropout: float):
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = zeroed(nn.Linear(width, 6 * width))
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, h: Tensor, given: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """The next (B, N, width).
-
-        Args:
-            given: (B, width).
-            hidden: bool, broadcastable to (B, heads, N, N): which positions, last, others do not look at.
-        """
-        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = self.modulation(given).unsqueeze(1).chunk(6, dim=-1)
-        h = h + gate_a * self.dropout(self.attention(self.norm(h) * (1 + scale_a) + shift_a, hidden))
-        return h + gate_m * self.dropout(self.mlp(self.norm(h) * (1 + scale_m) + shift_m))
-
-    def attention(self, h: Tensor, hidden: Tensor | None = None) -> Tensor:
-        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        # written out: for a few dozen tokens on a CPU, faster to train than torch's (benchmarks/attention.py)
-        scores = q * q.shape[-1] ** -0.5 @ k.mT
-        if hidden is not None:
-            scores = scores.masked_fill(hidden, -torch.inf)
-        weights = torch.softmax(scores, dim=-1).to(v.dtype)
-        return self.out((weights @ v).transpose(1, 2).flatten(2))
 
 
 class Patches(nn.Module):

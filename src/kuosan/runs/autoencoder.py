@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch import Tensor
 from kuosan.build import make_solver
 from kuosan.chain import Chain
 from kuosan.diffusion import DiffusionChain
+from kuosan.image.data import to_levels
 from kuosan.runs.run import Run, RunError, device
+from kuosan.seeds import stream
 from kuosan.solvers import Noise, Solver, Table, sample
 
 
@@ -28,6 +30,33 @@ class LayerByLayer:
 
     table: Table | None
     how: dict[str, Any]
+
+
+@torch.no_grad()
+def reconstruction(
+    again: Callable[[Tensor], Tensor], x: Tensor, levels: int, shapes: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    r"""How well codes say images: what comes back of them, rounded to levels, against the images.
+
+    .. math:: \mathrm{PSNR} = -10 \log_{10} \frac{\text{mean squared error}}{(\text{highest} - \text{lowest level})^2}
+
+    Args:
+        again: images, as pixels, from their codes.
+        x: (B, C, H, W), pixels.
+        levels: of a value.
+        shapes: of a code, in each layer.
+
+    Returns:
+        ``psnr`` in dB, of the mean squared error of all images; ``numbers`` of a code, of all layers; and how many
+        ``times_fewer`` they are than those of an image.
+    """
+    error = 0.0
+    for part in x.split(64):
+        off = (to_levels(again(part).cpu(), levels).double() - to_levels(part.cpu(), levels).double()) / (levels - 1)
+        error += float((off**2).flatten(1).mean(1).sum())
+    numbers = sum(map(math.prod, shapes))
+    psnr = -10 * math.log10(max(error / len(x), 1e-10))
+    return {"psnr": psnr, "numbers": numbers, "times_fewer": math.prod(x.shape[1:]) / numbers}
 
 
 class AutoencoderRun(Run):
@@ -105,6 +134,17 @@ class AutoencoderRun(Run):
             raise RunError(f"{self.folder} is an autoencoder: its chain has no {', '.join(given)} to choose")
         n = self.autoencoder.length
         return self.autoencoder, {"layers": n, "form": f"{n} layer{'s' if n > 1 else ''}"}
+
+    def reconstruction(self, x: Tensor) -> dict[str, float]:
+        """With the mean of q where there is one layer, and a draw of all where there are several."""
+        model = self.autoencoder
+
+        def again(part: Tensor) -> Tensor:
+            if model.length == 1:
+                return model.model.down(0, (model.guide.up(1, (part,), None).mean,)).mean
+            return model.model.down(0, tuple(model.path(part, generator=stream("reconstruction")).z[1:])).mean
+
+        return reconstruction(again, x, self.levels, model.model.shapes[1:])
 
     def elbo_settings(self, chain: Chain) -> dict[str, Any]:
         return {"estimator": "path", "analytic": True, "terms": "shared", "draws": self.recipe.evaluation.draws}

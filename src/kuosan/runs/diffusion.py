@@ -19,6 +19,7 @@ from kuosan.denoiser import Denoiser
 from kuosan.dequantisation import Variational, data_bound, fit_variational
 from kuosan.diffusion import DiffusionChain
 from kuosan.fetch import to_stderr
+from kuosan.image.captioned import CaptionedMedium
 from kuosan.image.medium import ImageMedium
 from kuosan.optimal import measure, weights_fingerprint
 from kuosan.process import Grid
@@ -32,12 +33,15 @@ from kuosan.trajectory import trajectory
 from kuosan.variance import MEASURED, Choice, OptimalVariance, VarianceError
 
 #: Settings of sampling that not all kinds of model have.
-OF_TEXTS = (
-    *("prompt", "infill", "length", "blocks", "candidates", "temperature", "nucleus", "control", "control_steps"),
-)
+OF_TEXTS = ("infill", "length", "blocks", "candidates", "temperature", "nucleus", "control", "control_steps")
+OF_IMAGES = ("negative", "image", "strength")
 OF_VOCODERS = ("input",)
 OF_TEXT_TO_SPEECH = ("text", "vocoder", "speed", "seconds")
 OF_SPEECH = (*OF_VOCODERS, *OF_TEXT_TO_SPEECH, "griffin_lim")
+
+
+#: Prompts that a page of samples gives a column each.
+MOST_COLUMNS = 16
 
 
 def unmeasured_solver(recipe: Recipe) -> Solver:
@@ -130,7 +134,9 @@ class DiffusionRun(Run):
                 solver {"kind": "tuned"} is the table that `kuosan tune` made; the grid {"kind": "trajectory"} is that
                 of the best bound. Beside them: weak, another run or its folder, that guidance leads away from; known,
                 a picture or its pixels (C, H, W) in [-1, 1], and mask, bool and True where it is held, or a picture
-                that is white where it is drawn anew; corrections, of inpainting.
+                that is white where it is drawn anew; corrections, of inpainting; image, a picture or its pixels that
+                samples begin with, under the noise of time ``strength``; of captioned images prompt, or a list of them
+                in turn, and negative, the prompt that guidance leads away from.
 
         Raises:
             ValueError: an unknown setting or an impossible value.
@@ -140,15 +146,51 @@ class DiffusionRun(Run):
             if len(grid) > 1:
                 raise RecipeError(f"sampling.grid: trajectory has no settings, got {', '.join(grid.keys() - {'kind'})}")
             settings["grid"] = self.trajectory(settings.get("steps") or self.recipe.sampling.steps)
+        prompts = settings.pop("prompt", None)
+        prompts = (prompts,) if isinstance(prompts, str) else None if prompts is None else tuple(prompts)
+        condition = None if prompts is None else self.medium.conditions(prompts)
         chosen = self._settings(settings)
         if chosen.solver is not None:
             chosen = dataclasses.replace(chosen, solver=measured(chosen.solver, self.variance))
         found = sampler(chosen, self.denoiser, self.conditional, self.tuned, to_stderr)
-        for name in ("weak", "known", "mask"):  # of files and folders, the names too
+        for name in ("weak", "known", "mask", "image", "negative"):  # of files and folders, the names too
             given = settings.get(name)
             if isinstance(given, Run | str | Path):
                 found.how[name] = str(given.folder if isinstance(given, Run) else given)
-        return found
+        return dataclasses.replace(found, condition=condition, prompts=prompts or ())
+
+    def labels_of(self, sampler: Sampler, n: int) -> Tensor | None:
+        if sampler.condition is None:
+            return self.labels_for(n)
+        return sampler.condition[torch.arange(n) % len(sampler.condition)]
+
+    def labels_for(self, n: int) -> Tensor | None:
+        """Classes or kept captions in turn for n samples; None for an unconditional model."""
+        if isinstance(self.medium, CaptionedMedium):
+            prompts = self.medium.prompts
+            return self.medium.conditions([prompts[i % len(prompts)] for i in range(n)])
+        return super().labels_for(n)
+
+    def asked(self, sampler: Sampler, labels: Tensor | None, n: int) -> list[dict[str, str]]:
+        if not isinstance(self.medium, CaptionedMedium):
+            return super().asked(sampler, labels, n)
+        prompts = sampler.prompts or self.medium.prompts
+        return [{"prompt": prompts[i % len(prompts)]} for i in range(n)]
+
+    def columns(self, sampler: Sampler, labels: Tensor | None) -> int | None:
+        several = len(sampler.prompts)
+        return several if 1 < several <= MOST_COLUMNS else super().columns(sampler, labels)
+
+    def usual_count(self, sampler: Sampler) -> int:
+        return max(super().usual_count(sampler) if len(sampler.prompts) < 2 else 0, len(sampler.prompts))
+
+    def state_of(self, picture: Tensor) -> Tensor:
+        """What is diffused of a picture, pixels (C, H, W)."""
+        return picture
+
+    def mask_of(self, mask: Tensor) -> Tensor:
+        """Where what is diffused is held, of a picture that is held where the mask is True."""
+        return mask
 
     def _settings(self, given: Mapping[str, Any]) -> Settings:
         """The recipe's settings with those given, other runs loaded and pictures read."""
@@ -161,14 +203,30 @@ class DiffusionRun(Run):
                 raise RunError(f"{other.folder} was not trained with the classes of {self.folder}")
             found["weak"] = other.denoiser
         if isinstance(self.medium, ImageMedium):
-            if isinstance(known := given.get("known"), str | Path):
-                found["known"] = self.medium.read_one(known)
-            if isinstance(mask := given.get("mask"), str | Path):
-                found["mask"] = self.medium.read_mask(mask)
+            found |= self.pictures(given)
+            found |= {k: self.state_of(found[k]) for k in ("known", "image") if found.get(k) is not None}
+            if found.get("mask") is not None:
+                found["mask"] = self.mask_of(found["mask"])
+            if isinstance(negative := given.get("negative"), str):
+                found["negative"] = self.medium.conditions([negative])[0]
         for name in self.foreign:
             if found.get(name) is not None:
                 raise RunError(f"{self.folder} is the run of {self.kind}: it has no {name} to choose")
         return Settings.of(self.recipe.sampling, **found)
+
+    def pictures(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Those of some settings as pixels (C, H, W), read where they are files; the mask as bool."""
+        assert isinstance(self.medium, ImageMedium)
+        read = {"known": self.medium.read_one, "mask": self.medium.read_mask, "image": self.medium.read_one}
+        found = {name: given[name] for name in read if given.get(name) is not None}
+        for name, one in found.items():
+            found[name] = read[name](one) if isinstance(one, str | Path) else one
+            if tuple(found[name].shape) != self.shape:
+                raise ValueError(f"{name} has shape {tuple(found[name].shape)}, and samples have {self.shape}")
+        known, mask = (given.get(name) for name in ("known", "mask"))
+        if isinstance(known, str | Path) and isinstance(mask, str | Path):
+            self.medium.check_mask(known, mask)
+        return found
 
     def tune(self, steps: int, *, settings: Mapping[str, Any] | None = None, **how: Any) -> tuple[Tuned, Path]:
         """Fit a table of so many evaluations to this run and keep it: :func:`kuosan.solvers.tune`.
@@ -177,9 +235,9 @@ class DiffusionRun(Run):
             settings: of sampling, such as guidance, that the table is for; default the recipe's.
             how: pairs, iterations, batch_size, learning_rate, fine, seed, progress.
         """
-        chosen = self._settings(dict(settings or {}) | {"steps": steps})
-        if chosen.known is not None:
-            raise ValueError("a table is tuned without anything held: drop known and mask")
+        chosen = self._settings(dict(settings or {}) | {"steps": steps, "prompt": None, "solver": {"kind": "auto"}})
+        if chosen.known is not None or chosen.image is not None:
+            raise ValueError("a table is tuned without anything held, and from noise on: drop known, mask and image")
         found = tune(
             chosen.model(self.denoiser, self.conditional),
             self.state_shape,
@@ -201,9 +259,11 @@ class DiffusionRun(Run):
             self.state_shape,
             sampler.table,
             seeds=seeds,
-            condition=self.labels_for(len(seeds)) if labels is None else labels,
+            condition=self.labels_of(sampler, len(seeds)) if labels is None else labels,
+            begin=sampler.image,
             transform=sampler.transform,
             corrector=sampler.corrector,
+            temperature=sampler.start,
             batch_size=self.together(batch_size),
             device=device(),
         ):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kuosan.autoencoders import ConvolutionalAutoencoder
+from kuosan.autoencoders import ImageAutoencoder
 from kuosan.chain import Chain
 from kuosan.denoiser import Denoiser
 from kuosan.fetch import to_stderr
 from kuosan.image.data import to_levels
+from kuosan.runs.autoencoder import reconstruction
 from kuosan.runs.diffusion import DiffusionRun
 from kuosan.runs.run import RunError, device
 from kuosan.sampler import Sampler
@@ -33,7 +35,7 @@ class LatentRun(DiffusionRun):
     has_ode = False
 
     @property
-    def autoencoder(self) -> ConvolutionalAutoencoder:
+    def autoencoder(self) -> ImageAutoencoder:
         """The whole ladder with its averaged weights, ready to use."""
         return self.model
 
@@ -46,7 +48,7 @@ class LatentRun(DiffusionRun):
     def state_shape(self) -> tuple[int, ...]:
         return self.autoencoder.code
 
-    def prepare(self, model: ConvolutionalAutoencoder) -> None:
+    def prepare(self, model: ImageAutoencoder) -> None:
         """Scale the codes of an autoencoder to mean 0 and variance 1 in each channel, over training examples."""
         mean, std = model.rescale(self._codes(model, *self._some(self.data.train))[0])
         to_stderr(f"codes are {' x '.join(map(str, model.code))}, of mean {mean:.2f} and standard deviation {std:.2f}")
@@ -56,9 +58,7 @@ class LatentRun(DiffusionRun):
         return self.medium.batch(part, chosen)
 
     @torch.no_grad()
-    def _codes(
-        self, model: ConvolutionalAutoencoder, x: Tensor, condition: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _codes(self, model: ImageAutoencoder, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
         generator = stream("codes")
         codes = [model.encode(part.to(device())).sample(generator=generator).cpu() for part in x.split(256)]
         return torch.cat(codes), condition
@@ -67,19 +67,39 @@ class LatentRun(DiffusionRun):
         """Codes, one draw for each of some examples."""
         return self._codes(self.autoencoder, *self._some(part))
 
-    def check(self, model: ConvolutionalAutoencoder) -> None:  # type: ignore[override]
+    @torch.no_grad()
+    def state_of(self, picture: Tensor) -> Tensor:
+        return self.autoencoder.encode(picture[None].to(device())).mean[0].cpu()
+
+    def mask_of(self, mask: Tensor) -> Tensor:
+        """A place of a code is held where all the pixels that it stands for are."""
+        channels, *sides = self.state_shape
+        of_cells = mask.all(0).unflatten(1, (sides[1], -1)).unflatten(0, (sides[0], -1))
+        return of_cells.all(3).all(1).expand(channels, -1, -1)
+
+    def sampler(self, **settings: Any) -> Sampler:
+        found = super().sampler(**settings)
+        pictures = self.pictures(settings)
+        held = (pictures["known"], pictures["mask"]) if "known" in pictures else None
+        return dataclasses.replace(found, held=held)
+
+    def check(self, model: ImageAutoencoder) -> None:  # type: ignore[override]
         super().check(model.denoiser)
 
     @torch.no_grad()
-    def decoded(self, model: ConvolutionalAutoencoder, codes: Tensor) -> Tensor:
+    def decoded(self, model: ImageAutoencoder, codes: Tensor) -> Tensor:
         """The mean image of each code, as pixels, on the CPU."""
         parts = [model.decode(part.to(device())).mean.cpu() for part in codes.split(256)]
         return torch.cat(parts)
 
     def kept(self, x: Tensor, sampler: Sampler) -> Tensor:
-        return to_levels(self.decoded(self.autoencoder, x), self.levels)
+        pixels = self.decoded(self.autoencoder, x)
+        if sampler.held is not None:  # codes hold a picture only as well as they say it
+            known, mask = sampler.held
+            pixels = torch.where(mask, known, pixels)
+        return to_levels(pixels, self.levels)
 
-    def draw_while_training(self, model: ConvolutionalAutoencoder, seeds: Sequence[int]) -> Tensor:  # type: ignore[override]
+    def draw_while_training(self, model: ImageAutoencoder, seeds: Sequence[int]) -> Tensor:  # type: ignore[override]
         return self.decoded(model, super().draw_while_training(model.denoiser, seeds))
 
     # -- measuring ----------------------------------------------------------------------------------------------------
@@ -94,6 +114,10 @@ class LatentRun(DiffusionRun):
         if given:
             raise RunError(f"{self.folder} is a latent diffusion model: its bound has no {', '.join(given)} to choose")
         return self.autoencoder, {"layers": 1, "form": "one layer, then continuous time"}
+
+    def reconstruction(self, x: Tensor) -> dict[str, float]:
+        model = self.autoencoder
+        return reconstruction(lambda part: model.decode(model.encode(part).mean).mean, x, self.levels, [model.code])
 
     def elbo_settings(self, chain: Chain) -> dict[str, Any]:
         return {"estimator": "path", "analytic": True, "terms": "shared", "draws": self.recipe.evaluation.draws}

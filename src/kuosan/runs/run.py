@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -144,11 +145,12 @@ class Run(ABC):
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        return tuple(self.info["classes"]) if self.info["classes"] else None
+        told = self.info["classes"] and self.recipe.data.captions is None  # a caption is told in the place of a class
+        return tuple(self.info["classes"]) if told else None
 
     @property
     def conditional(self) -> bool:
-        return self.recipe.data.conditional
+        return self.recipe.data.told
 
     @property
     def data(self) -> Any:
@@ -212,7 +214,8 @@ class Run(ABC):
             RunError: there is none such, or the model is unconditional.
         """
         if not self.conditional or self.classes is None:
-            raise RunError(f"{self.folder} was trained without classes: none can be asked for")
+            instead = "; give a prompt" if self.conditional else ""
+            raise RunError(f"{self.folder} was trained without classes: none can be asked for{instead}")
         if str(name) in self.classes:
             return self.classes.index(str(name))
         raise RunError(f"there is no class {name!r}; there are {', '.join(self.classes)}")
@@ -220,6 +223,10 @@ class Run(ABC):
     def labels_for(self, n: int) -> Tensor | None:
         """Classes in turn for n samples; None for an unconditional model."""
         return torch.arange(n) % len(self.classes) if self.conditional and self.classes else None
+
+    def labels_of(self, sampler: Any, n: int) -> Tensor | None:
+        """What n samples are told where nobody says: what the sampler was made for, or else :meth:`labels_for`."""
+        return self.labels_for(n)
 
     def usual_count(self, sampler: Any) -> int:
         """How many samples there are where nobody says."""
@@ -270,10 +277,19 @@ class Run(ABC):
 
     def names(self, sampler: Any, seeds: Sequence[int], labels: Tensor | None) -> list[str]:
         """Of the files of samples."""
-        named = [""] * len(seeds)
-        if self.classes and labels is not None:
-            named = [f"-{self.classes[int(label)]}" for label in labels]
-        return [f"seed-{seed:06d}{name}" for seed, name in zip(seeds, named, strict=True)]
+        said = ["".join(f"-{words}" for words in one.values()) for one in self.asked(sampler, labels, len(seeds))]
+        plain = [re.sub(r"[^\w.-]+", "-", words).rstrip("-")[:60] for words in said]
+        return [f"seed-{seed:06d}{name}" for seed, name in zip(seeds, plain, strict=True)]
+
+    def asked(self, sampler: Any, labels: Tensor | None, n: int) -> list[dict[str, str]]:
+        """What each of n samples was asked to be, for records: its class, or nothing."""
+        if not self.classes or labels is None:
+            return [{} for _ in range(n)]
+        return [{"class": self.classes[int(label)]} for label in labels]
+
+    def columns(self, sampler: Any, labels: Tensor | None) -> int | None:
+        """Of a page of samples: one for each class; None: as many as look well."""
+        return len(self.classes) if self.conditional and self.classes and labels is not None else None
 
     def sheet(
         self, sampler: Any, samples: Sequence[Path], columns: int | None, path: Path, notes: Mapping[str, Any]
@@ -298,7 +314,8 @@ class Run(ABC):
         Args:
             count: how many; by default as many as there are seeds.
             seeds: default 0, 1, 2, ...
-            labels: class of each, (N,); by default all classes in turn.
+            labels: class of each, (N,), or tokens of its caption, (N, L); by default all classes, or kept captions, in
+                turn.
             batch_size: samples at once; default ``at_once``.
             progress: called with (done, all) after each batch.
             settings: solver, steps, grid, guidance, ...: of :meth:`sampler`.
@@ -354,6 +371,10 @@ class Run(ABC):
     @abstractmethod
     def elbo_settings(self, chain: Chain) -> dict[str, Any]:
         """How the recipe wants the bound of a chain to be estimated."""
+
+    def reconstruction(self, x: Tensor) -> dict[str, float] | None:
+        """How well codes say examples, of a model that has codes: of an autoencoder of images; else None."""
+        return None
 
     def by_ode(
         self,
@@ -484,6 +505,8 @@ class Run(ABC):
             assert isinstance(bound, Bound)
             scale, terms = unit.of_bits(bound.dimensions), dataclasses.asdict(bound.bits_per_dim())
             result[unit.key] = {name: scale * v for name, v in terms.items()} | result["likelihoods"]["bound"]
+        if "bound" in found and (codes := self.reconstruction(x)) is not None:
+            result["reconstruction"] = codes
         if quality:
             result["quality"] = self.quality(self.recipe.evaluation.samples, **asked)
         if found:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kuosan.runs.diffusion import OF_TEXTS, DiffusionRun, unmeasured_solver
+from kuosan.runs.diffusion import OF_IMAGES, OF_TEXTS, DiffusionRun, unmeasured_solver
 from kuosan.runs.run import RunError, device
 from kuosan.sampler import Sampler, Settings
 from kuosan.solvers import check_seeds, sample_batches
@@ -28,7 +28,7 @@ SHOWN = 8
 #: Characters of the name of a file.
 LONGEST = 60
 #: Settings of sampling that no speech has.
-FOREIGN = (*(name for name in OF_TEXTS if name != "temperature"), "known", "mask", "corrections")
+FOREIGN = (*(name for name in OF_TEXTS if name != "temperature"), *OF_IMAGES, "known", "mask", "corrections")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 r"""Grids: where the evaluations of a sampler lie. All but "time" and "quadratic" are laid out in the noise level.
 
 :math:`\rho = \sigma_t / \alpha_t` means the same under every schedule, so that such a grid visits the same amounts of
-noise whatever the process. It starts at the process's last time, t = 1; the step after its last time goes to the data.
+noise whatever the process. It starts at the process's last time, t = 1, or where what is already there begins; the step
+after its last time goes to the data.
 """
 
 from __future__ import annotations
@@ -24,28 +25,32 @@ class Spacing(ABC):  # noqa: B024  (a subclass gives one of the two)
         """log(sigma / alpha) of evaluations; the process begins at ``first``, and models saw none under ``least``."""
         raise NotImplementedError
 
-    def times(self, process: Process, steps: int) -> np.ndarray:
+    def times(self, process: Process, steps: int, begin: float) -> np.ndarray:
         earliest = 1 / len(process.schedule) if isinstance(process.schedule, Table) else process.schedule.t_min
-        first, least = (-0.5 * float(process.log_snr(t)) for t in (1.0, earliest))
+        first, least = (-0.5 * float(process.log_snr(t)) for t in (begin, earliest))
         levels = self.levels(min(first, 40.0), least, steps)
         return process.schedule.time_of(torch.from_numpy(-2 * levels)).numpy()
 
-    def grid(self, process: Process, steps: int) -> Grid:
-        """The grid: from 1, and not under the earliest time that the model has seen, ``schedule.t_min``.
+    def grid(self, process: Process, steps: int, begin: float = 1.0) -> Grid:
+        """The grid: from ``begin``, and not under the earliest time that the model has seen, ``schedule.t_min``.
 
         On a discrete-time process each time is the nearest step of the model.
 
         Raises:
-            ValueError: steps is under 1, or more than a discrete-time process has.
+            ValueError: steps is under 1, or more than a discrete-time process has; begin is over 1, or leaves no room
+                for so many steps.
         """
         schedule = process.schedule
         schedule.times(steps)  # says what is wrong with the number
-        times = np.array(self.times(process, steps))
-        times[0] = 1.0
+        room = round(begin * len(schedule)) if isinstance(schedule, Table) else steps
+        if not schedule.t_min < begin <= 1 or room < steps:
+            raise ValueError(f"a grid of {steps} steps cannot begin at t = {begin:g}: take a later time, up to 1")
+        times = np.array(self.times(process, steps, begin))
+        times[0] = begin
         if isinstance(schedule, Table):
             return Grid(tuple(_to_steps(times, len(schedule))))
         if times[-1] < schedule.t_min:
-            times = 1 - (1 - times) * (1 - schedule.t_min) / (1 - times[-1])
+            times = begin - (begin - times) * (begin - schedule.t_min) / (begin - times[-1])
             times[-1] = schedule.t_min  # to the last bit
         return Grid(tuple(times.tolist()))
 
@@ -64,16 +69,16 @@ def _to_steps(times: np.ndarray, n: int) -> list[float]:
 class UniformTime(Spacing):
     """Evenly spaced in t: 1, 1 - 1/K, ..., 1/K (:meth:`Process.sampling_grid <kuosan.Process.sampling_grid>`)."""
 
-    def times(self, process, steps):
-        return np.array(process.sampling_grid(steps).times)
+    def times(self, process, steps, begin):
+        return begin * np.array(process.sampling_grid(steps).times)
 
 
 @dataclass(frozen=True)
 class Quadratic(Spacing):
     """Evenly spaced in sqrt(t): DDIM's quadratic grid (Song et al. 2021, arXiv 2010.02502, appendix D.2)."""
 
-    def times(self, process, steps):
-        return (1 - np.arange(steps) / steps) ** 2
+    def times(self, process, steps, begin):
+        return begin * (1 - np.arange(steps) / steps) ** 2
 
 
 @dataclass(frozen=True)

@@ -149,14 +149,25 @@ class ClassifierFree(Extrapolation):
         denoiser: a conditional denoiser that was trained with its condition dropped now and then.
         weight: w, at least -1.
         interval, rescale: see :class:`Extrapolation`.
+        negative: a condition (...) to lead away from, in the place of none at all: a negative prompt.
 
     Raises:
         ValueError: see :class:`Extrapolation`; sampling without a condition.
     """
 
-    def __init__(self, denoiser: Model, weight: float = 1.0, interval: Interval = ALWAYS, rescale: float = 0.0):
+    negative: Tensor | None
+
+    def __init__(
+        self,
+        denoiser: Model,
+        weight: float = 1.0,
+        interval: Interval = ALWAYS,
+        rescale: float = 0.0,
+        negative: Tensor | None = None,
+    ):
         super().__init__(weight, interval, rescale)
         self.denoiser = denoiser
+        self.register_buffer("negative", negative, persistent=False)
 
     @property
     def process(self) -> Process:
@@ -166,14 +177,14 @@ class ClassifierFree(Extrapolation):
         return self.denoiser(x_t, t, _given(condition))
 
     def _pair(self, x_t, t, condition):
-        both = self.denoiser(*_doubled(x_t, t, condition))
+        both = self.denoiser(*_doubled(x_t, t, condition, self.negative))
         given, free = both.value.chunk(2)
         own = both.variance_fraction  # of the conditional half: guidance moves the mean only
         fraction = None if own is None else own.chunk(2)[0]
         return Prediction(self.process, t, x_t, both.form, given, fraction), free
 
     def _energies(self, x_t, t, condition):
-        return energy_of(self.denoiser, *_doubled(x_t, t, condition)).chunk(2)
+        return energy_of(self.denoiser, *_doubled(x_t, t, condition, self.negative)).chunk(2)
 
 
 def _given(condition: object) -> Tensor:
@@ -182,13 +193,15 @@ def _given(condition: object) -> Tensor:
     return condition
 
 
-def _doubled(x_t: Tensor, t: Time, condition: object) -> tuple[Tensor, Time, Tensor]:
-    """The batch with its condition, and again with -1, which is "no class" to every network here."""
+def _doubled(x_t: Tensor, t: Time, condition: object, negative: Tensor | None) -> tuple[Tensor, Time, Tensor]:
+    """The batch with its condition, and again with what to lead away from, or else with -1: nothing, to all networks
+    here."""
     condition = _given(condition)
+    away = torch.full_like(condition, -1) if negative is None else negative.to(condition).expand_as(condition)
     return (
         torch.cat([x_t, x_t]),
         torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t,
-        torch.cat([condition, torch.full_like(condition, -1)]),
+        torch.cat([condition, away]),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kuosan.denoiser import evaluating
 from kuosan.prediction import Prediction
-from kuosan.process import Grid
+from kuosan.process import Grid, Process
 from kuosan.seeds import stream
 from kuosan.solvers.auto import Auto
 from kuosan.solvers.correctors import Corrector
@@ -82,12 +82,16 @@ def sample_batches(
     corrector: Corrector | None = None,
     batch_size: int = 256,
     temperature: float = 1.0,
+    begin: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
-    """The samples of :func:`sample` batch by batch, (<= batch_size, *shape) on the CPU, each when it is done.
+    r"""The samples of :func:`sample` batch by batch, (<= batch_size, *shape) on the CPU, each when it is done.
 
     Args:
+        begin: an x_0 of a sample's shape to begin with instead of nothing: at the table's first time, which is then
+            earlier than 1, every sample is :math:`\alpha_t x_0 + \sigma_t\varepsilon` with noise of its own (Meng et
+            al. 2022, SDEdit, arXiv 2108.01073).
         temperature: the standard deviation of the noise at the start is so many times the prior's. Below 1, samples
             are nearer to each other and to the likeliest; speech is often drawn so (Popov et al. 2021, Grad-TTS, arXiv
             2105.06337, section 3.4).
@@ -103,12 +107,16 @@ def sample_batches(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    if begin is not None and tuple(begin.shape) != tuple(shape):
+        raise ValueError(f"samples have shape {tuple(shape)}, and what they begin with has {tuple(begin.shape)}")
+    alpha, sigma = denoiser.process.at(Process.scales, table.times[0])
     start = temperature * denoiser.process.prior(table.times[0]).std.to(dtype)
 
     def drawn(part: slice, watch: Callable[[int, Tensor, Prediction], None] | None = None) -> Tensor:
         noise = Noise(seeds[part], shape, dtype)
         given = None if condition is None else condition[part].to(device)
-        x_init = (start * noise.draw()).to(device)
+        x_init = start * noise.draw() if begin is None else alpha * begin.to(dtype) + sigma * noise.draw()
+        x_init = x_init.to(device)
         correct = None if corrector is None else corrector.on(denoiser, noise.draw, given)
         return run(table, denoiser, x_init, noise.draw, given, transform=transform, correct=correct, watch=watch)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -193,11 +193,16 @@ class Solver(ABC):
     form = "x0"
     order = 1  # of a solver of the ODE: a grid must have at least as many steps
     spacing: Spacing = UniformTime()  # of its grid, where none is given
+    transform: Callable[[Tensor], Tensor] | None = None  # of x0-hat, where it has one of its own: in the place of clip
 
     @property
     def needs_signal(self) -> bool:
         """Whether its formula has 1 / alpha or log-SNR in it, and cannot begin where there is no signal at all."""
         return self.form == "eps"
+
+    def start(self, steps: int) -> float:
+        """The standard deviation of the noise that its tables begin with, where the prior's is 1."""
+        return 1.0
 
     @abstractmethod
     def rows(self, process: Process, grid: Grid) -> Iterable[Row]:

@@ -1,9 +1,7 @@
 """Speech to train on, as waves in memory: Asterisk's English prompts, or any folder of sound files."""
 
-import csv
 import gzip
 import hashlib
-import io
 import os
 import posixpath
 import re
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kuosan.fetch import catalogue, fetch, to_stderr
-from kuosan.files import decoded, is_held_out, visible_files
+from kuosan.files import csv_rows, decoded, is_held_out, visible_files
 from kuosan.speech.audio import FORMATS, SILENT, Sound, read_audio, resampled
 from kuosan.speech.words import DIGITS, normalised
 
@@ -209,23 +207,14 @@ def _transcripts(root: Path, names: Sequence[str], sounds: Iterable[str]) -> dic
 
 
 def _table(file: Path, inside: str) -> dict[str, str]:
-    rows = csv.DictReader(io.StringIO(decoded(file), newline=""), restval="")
     found: dict[str, str] = {}
-    try:
-        for column in ("file_name", "text"):
-            if column not in (rows.fieldnames or ()):
-                raise ValueError(
-                    f"{file} has no column {column!r}; it has {', '.join(rows.fieldnames or ()) or 'none'}"
-                )
-        for row in rows:
-            where = f"{file}: line {rows.line_num:,}"
-            if not row["file_name"].strip():
-                raise ValueError(f"{where} names no file")
-            name, text = posixpath.normpath(inside + row["file_name"].strip()), row["text"].strip()
-            if found.setdefault(name, text) != text:
-                raise ValueError(f"{where} gives {row['file_name']} another text than a line before it")
-    except csv.Error as error:
-        raise ValueError(f"{file}: after line {rows.line_num:,} it is not CSV: {error}") from None
+    for line, row in csv_rows(file, ("file_name", "text")):
+        where = f"{file}: line {line:,}"
+        if not row["file_name"].strip():
+            raise ValueError(f"{where} names no file")
+        name, text = posixpath.normpath(inside + row["file_name"].strip()), row["text"].strip()
+        if found.setdefault(name, text) != text:
+            raise ValueError(f"{where} gives {row['file_name']} another text than a line before it")
     return found
 
 

@@ -120,6 +120,9 @@ class SpeechMedium(Medium):
         x_0, mel = self.state.cut(torch.stack([part.joined[i * step : i * step + length] for i in index.tolist()]))
         return x_0, told(mel)
 
+    def untold(self, condition: Tensor, keep: Tensor) -> Tensor:
+        return condition  # a mel or a text is told always
+
     def read_files(self, files: Sequence[str | Path]) -> tuple[list[str], Any]:
         """Names and waves, at the rate of the model, of sound files.
 

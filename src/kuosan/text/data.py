@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kuosan.fetch import catalogue, fetch
 from kuosan.files import decoded, visible_files
-from kuosan.text.tokenizer import PAD, UNKNOWN, Kind, Tokenizer
+from kuosan.tokenizer import PAD, UNKNOWN, Kind, Tokenizer
 
 
 @dataclass(frozen=True)

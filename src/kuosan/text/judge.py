@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from kuosan.text.data import TextData, Texts
-from kuosan.text.tokenizer import Tokenizer
+from kuosan.tokenizer import Tokenizer
 
 
 class TextJudge:

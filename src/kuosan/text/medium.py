@@ -19,7 +19,7 @@ from kuosan.text import data as text_data
 from kuosan.text.data import TextData, Texts
 from kuosan.text.judge import TextJudge, copied, distinct, entropy
 from kuosan.text.ngram import NGram
-from kuosan.text.tokenizer import PAD, UNKNOWN, Tokenizer
+from kuosan.tokenizer import PAD, UNKNOWN, Tokenizer
 
 #: Of a text that is given in part: a token that is to be drawn.
 BLANK = "_"

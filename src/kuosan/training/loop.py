@@ -49,8 +49,11 @@ class Source(Protocol):
         ...
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(x_0, condition or None) of these examples; x_0 float32 in the model's units, or int64 tokens; a condition
-        (B,) is a class, which training now and then leaves out."""
+        """(x_0, condition or None) of these examples; x_0 float32 in the model's units, or int64 tokens."""
+        ...
+
+    def untold(self, condition: Tensor, keep: Tensor) -> Tensor:
+        """A condition of which training now and then leaves out an example's, where keep (B,) is false."""
         ...
 
 
@@ -233,9 +236,7 @@ class Trainer:
         x_0, condition = self.source.batch(part.index)
         x_0, noise, t = x_0.to(self.device), part.noise.to(self.device), part.t
         if condition is not None:
-            if condition.ndim == 1:  # a class; a mel or a text is told always
-                condition = torch.where(part.keep_label, condition, -1)
-            condition = condition.to(self.device)
+            condition = self.source.untold(condition, part.keep_label).to(self.device)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
         with half:
             return loss_of(x_0, condition, t, noise, self.step)
