@@ -33,7 +33,7 @@ from kuosan.networks.tokens import TokenTransformer
 from kuosan.networks.wave import WaveGrad, WaveNet
 from kuosan.objectives import Objective
 from kuosan.process import Grid, Process
-from kuosan.recipe import Recipe, RecipeError, explain
+from kuosan.recipe import ReaderSection, Recipe, RecipeError, explain
 from kuosan.solvers import CORRECTORS, GRIDS, Corrector, Solver, Spacing
 from kuosan.speech.acoustic import Acoustic, Encoder, TextToSpeech
 
@@ -330,7 +330,7 @@ def make_denoiser(recipe: Recipe, shape: tuple[int, ...], levels: int | None, cl
 
 def make_reader(recipe: Recipe) -> Reader | Pretrained:
     """What reads captions, untrained or from files."""
-    how, section = recipe.data.captions, recipe.reader
+    how, section = recipe.data.captions, recipe.reader or ReaderSection()
     assert how is not None
     if how.pretrained is not None:
         return Pretrained(how.pretrained, how.length)

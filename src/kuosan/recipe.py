@@ -284,7 +284,7 @@ class Recipe(Section):
     )
     embedding: Annotated[EmbeddingSection | None, Field(description="of texts: words as points, diffused")] = None
     encoder: Annotated[EncoderSection | None, Field(description="of text to speech: what reads the text")] = None
-    reader: Annotated[ReaderSection, Field(description="of captions")] = ReaderSection()
+    reader: Annotated[ReaderSection | None, Field(description="of captions: what reads them")] = None
     process: Annotated[dict[str, Any] | None, Field(description="kind = cosine | ..., of a diffusion model")] = None
     network: Annotated[dict[str, Any] | None, Field(description="kind = mlp | ..., of a diffusion model")] = None
     denoiser: DenoiserSection = DenoiserSection()
@@ -350,7 +350,7 @@ class Recipe(Section):
                 )
             if self.data.captions is not None and self.training.label_drop == 0:
                 raise ValueError("sampling.guidance leads away from the empty caption: set training.label_drop over 0")
-        if self.reader != ReaderSection() and (self.data.captions is None or self.data.captions.pretrained is not None):
+        if self.reader is not None and (self.data.captions is None or self.data.captions.pretrained is not None):
             raise ValueError(
                 "[reader] is of an encoder of captions that is trained: it needs data.captions without pretrained"
             )
