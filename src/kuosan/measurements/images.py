@@ -21,7 +21,6 @@ from kuosan.measurements.base import MOST_CLASSES, BoundMeasurements
 from kuosan.progress import Progress
 from kuosan.runs import Run
 
-
 #: Prompts that a report shows, and the guidance weights that it shows them at.
 PROMPTS, WEIGHTS = 10, (0.0, 1.0, 2.0, 4.0)
 

@@ -1,0 +1,93 @@
+"""Captioned images against guidance weights: how often samples have what their captions ask for, and a picture of it.
+
+python benchmarks/text_to_image.py runs/text-to-image --samples 1000 --out docs/text-to-image.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import kuosan
+from kuosan.image.captioned import CaptionedMedium
+from kuosan.progress import Progress
+
+WEIGHTS = (0.0, 1.0, 2.0, 4.0)
+#: Rows of the picture: captions of no one image.
+PROMPTS = (
+    "water radical, 8 strokes, serif, bold; river",
+    "water radical, 8 strokes, sans, regular; river",
+    "tree radical, 10 strokes, sans, bold; peach tree",
+    "tree radical, 16 strokes, serif, regular; orange tree",
+    "mouth radical, 6 strokes, serif, bold; to shout",
+    "fire radical, 13 strokes, sans, regular; smoke",
+    "fish radical, 19 strokes, sans, bold; carp",
+    "man radical, 5 strokes, serif, regular; to stand",
+)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("run", metavar="RUN")
+    options.add_argument("--samples", type=int, default=1000, help="of each weight")
+    options.add_argument("--steps", type=int, help="default the recipe's")
+    options.add_argument("--weights", type=float, nargs="+", default=WEIGHTS)
+    options.add_argument("--precision", default="float32")
+    options.add_argument("--out", type=Path, help="a picture: prompts against weights")
+    given = options.parse_args()
+    run = kuosan.load(given.run)
+    if not isinstance(run.medium, CaptionedMedium) or run.judge is None:
+        options.error(f"{given.run} is no run of captioned images whose attributes can be judged: {run.why_no_judge}")
+    how = {"steps": given.steps, "precision": given.precision}
+    real = run.judge.reference["attributes"]
+    names = [(name, key) for name in real for key in ("seen", "unseen")]
+    print(f"{given.samples} samples of each weight, half of the captions of held-out images")
+    print("right, by the judge, ± standard error")
+    print(f"{'attribute, combination':28s}{'real':>9s}" + "".join(f"{f'w = {w:g}':>16s}" for w in given.weights))
+    found = {
+        w: run.quality(given.samples, guidance=w, **how)["attributes"]  # type: ignore[index]
+        for w in given.weights
+    }
+    for name, key in names:
+        words = f"{name}, {'seen' if key == 'seen' else 'held out'}"
+        cells = [f"{found[w][name][key]['right']:.1%} ± {found[w][name][key]['error']:.1%}" for w in given.weights]
+        print(f"{words:28s}{real[name][key]['right']:>9.1%}" + "".join(f"{cell:>16s}" for cell in cells))
+    if given.out:
+        print(picture(run, given.weights, how, given.out))
+
+
+def picture(run, weights, how, path: Path, each: int = 4) -> Path:
+    """Prompts down, weights across, so many samples of each, of the same seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    seeds = [k + each * i for i in range(len(PROMPTS)) for k in range(each)]
+    asked = [prompt for prompt in PROMPTS for _ in range(each)]
+    progress = Progress("picture: weights")
+    figure, axes = plt.subplots(
+        len(PROMPTS), len(weights), figsize=(2.2 * len(weights) + 3.4, 0.62 * len(PROMPTS) + 0.4), squeeze=False
+    )
+    for j, weight in enumerate(weights):
+        drawn = run.sample(seeds=seeds, prompt=asked, guidance=weight, **how)
+        for i, prompt in enumerate(PROMPTS):
+            row = drawn[each * i : each * (i + 1)]
+            image = row.movedim(1, -1).permute(1, 0, 2, 3).flatten(1, 2).squeeze(-1).numpy()
+            axis = axes[i, j]
+            axis.imshow(image, cmap="gray", vmin=0, vmax=run.levels - 1, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if i == 0:
+                axis.set_title(f"w = {weight:g}", fontsize=9)
+            if j == 0:
+                axis.set_ylabel(prompt, fontsize=8, rotation=0, ha="right", va="center")
+        progress(j + 1, len(weights))
+    figure.tight_layout(pad=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+if __name__ == "__main__":
+    main()
