@@ -50,8 +50,10 @@ def main() -> None:
     }
     for name, key in names:
         words = f"{name}, {'seen' if key == 'seen' else 'held out'}"
-        cells = [f"{found[w][name][key]['right']:.1%} ± {found[w][name][key]['error']:.1%}" for w in given.weights]
-        print(f"{words:28s}{real[name][key]['right']:>9.1%}" + "".join(f"{cell:>16s}" for cell in cells))
+        shares = [found[w][name][key] for w in given.weights]
+        cells = ["-" if one is None else f"{one['right']:.1%} ± {one['error']:.1%}" for one in shares]
+        of_real = "-" if real[name][key] is None else f"{real[name][key]['right']:.1%}"
+        print(f"{words:28s}{of_real:>9s}" + "".join(f"{cell:>16s}" for cell in cells))
     if given.out:
         print(picture(run, given.weights, how, given.out))
 

@@ -652,6 +652,16 @@ def test_what_is_not_read_is_refused(what, copy, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_index_beside_whole_weights_is_looked_through_too(copy, tmp_path):
+    """diffusers takes the index first, and would open what it names."""
+    folder = copy("ddim")
+    name = "unet/diffusion_pytorch_model.safetensors.index.json"
+    (folder / name).write_text(json.dumps({"weight_map": {"conv_in.weight": "shard.bin"}}))
+    (folder / "unet/shard.bin").write_bytes(b"")
+    with pytest.raises(PipelineError, match="'shard.bin' is not the name of a file beside it"):
+        import_pipeline(folder, tmp_path / "run")
+
+
 def test_an_unknown_scheduler_is_refused_by_name(copy, tmp_path):
     folder = copy("ldm, kl")
     change(folder / "scheduler/scheduler_config.json", _class_name="HeunDiscreteScheduler")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -332,8 +333,34 @@ def test_what_cannot_be_asked_for_is_refused(run, squares, tmp_path, capsys):
         (("--known", picture, "--mask", tmp_path / "small.png"), "has 8 x 8 pixels and the mask .* 5 x 8"),
         (("--class", "red"), "none can be asked for; give a prompt"),
         (("--image", picture, "--solver", "tuned"), "tuned from noise on"),
+        (("--image", picture, "--grid", "1,0.5"), "begins at t = 1 leaves nothing of an image"),
+        (("--image", picture, "--grid", "0.7,0.5", "--strength", "0.5"), "drop strength, or the grid"),
     ):
         assert re.search(message, refused(capsys, "sample", folder, *words)), words
+
+
+@pytest.mark.slow
+def test_kept_captions_are_cut_and_may_have_unknown_words(run, tmp_path):
+    """As in training, and unlike prompts, which are refused then."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    prompts = ["a red square on the left " * 5, "zebra", "a blue square"]
+    (tmp_path / "run" / "prompts.json").write_text(json.dumps(prompts), "utf-8")
+    loaded = load(tmp_path / "run")
+    told = loaded.labels_for(4)
+    assert told.shape == (4, 10)
+    assert (told[0] >= 0).all()
+    assert torch.equal(told[3], told[0])
+    assert loaded.sample(4).shape == (4, 3, 8, 8)
+
+
+@pytest.mark.slow
+def test_a_weaker_run_reads_captions_as_the_same_tokens(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    assert load(run.folder).sampler(weak=tmp_path / "other", guidance=1.0) is not None
+    file.write_text(file.read_text("utf-8").replace('"red"', '"crimson"'), "utf-8")
+    with pytest.raises(ValueError, match="reads captions as other tokens"):
+        load(run.folder).sampler(weak=tmp_path / "other", guidance=1.0)
 
 
 @pytest.mark.slow
@@ -341,7 +368,7 @@ def test_a_model_without_captions_has_nothing_to_prompt(run, squares, tmp_path, 
     text = RECIPE.format(folder=squares).replace("[data.captions]\nlength = 10\nvocabulary = 40\n", "")
     text = text[: text.index("[reader]")] + text[text.index("[process]") :]
     plain = train(read(tmp_path, text, "training.steps=2"), tmp_path / "plain")
-    assert "nothing to prompt" in refused(capsys, "sample", plain.folder, "--prompt", "red")
+    assert "it has no prompt to choose" in refused(capsys, "sample", plain.folder, "--prompt", "red")
     assert "nothing to prompt" in refused(capsys, "sample", plain.folder, "--guidance", 1, "--negative", "red")
 
 
@@ -404,6 +431,8 @@ def test_codes_are_prompted_inpainted_and_begun_with_an_image(squares, tmp_path)
     held = loaded.sample(4, known=picture, mask=mask, prompt="a red square on the left")
     assert torch.equal(held[:, mask], loaded.medium.outputs(picture)[mask].expand(4, -1))
     assert loaded.mask_of(mask)[0].tolist() == [[True, True, False, False]] * 4
+    with pytest.raises(ValueError, match="a code stands for 2 x 2 pixels, and of no code all are held"):
+        loaded.mask_of(torch.zeros(3, 8, 8, dtype=torch.bool).index_fill(2, torch.tensor([0, 3]), True))
     little = loaded.sample(2, image=picture, strength=0.1, prompt="a red square on the left")
     assert seen(little) == [("red", "left")] * 2
 
@@ -453,6 +482,9 @@ def test_a_pretrained_reader_says_what_the_encoder_says_and_reads_each_caption_o
         assert torch.allclose(vectors[row, 0], said.mean(0), atol=1e-5)
     assert vectors[2].abs().max() == 0
     assert ended.sum(1).tolist() == [1, 3, 4]
+    few = Pretrained(str(encoder), 8, remembered=1)  # forgets between and within batches, and says the same
+    assert torch.allclose(few(ids[:1])[0], vectors[:1], atol=1e-5)
+    assert torch.allclose(few(ids)[0], vectors, atol=1e-5)
     made.encoder.forward = None  # so that asking again would fail
     assert torch.equal(made(ids)[0], vectors)
     assert not any(p.requires_grad for p in made.parameters())
@@ -472,6 +504,11 @@ def test_what_is_no_encoder_is_refused(encoder, tmp_path):
     (tmp_path / "model.safetensors").write_bytes((encoder / "model.safetensors").read_bytes())
     (tmp_path / "modeling.py").write_text("raise SystemExit")
     with pytest.raises(ValueError, match="code of its own"):
+        Pretrained(str(tmp_path), 8)
+    (tmp_path / "modeling.py").unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil/repo--m.M"}}))
+    with pytest.raises(ValueError, match="auto_map"):
         Pretrained(str(tmp_path), 8)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from kuosan.build import make_solver
+from kuosan.image.judge import Judge
 from kuosan.recipe import as_table
 from kuosan.runs import DiffusionRun, device
 from kuosan.sampler import Sampler, TunedTableError
@@ -55,14 +56,14 @@ def compare(
             condition=labels,
             transform=sampler.transform,
             corrector=sampler.corrector,
-            temperature=getattr(sampler, "temperature", 1.0),  # of speech
+            temperature=getattr(sampler, "temperature", 1.0) * sampler.start,  # of speech
             device=device(),
         )
 
     def quality(x: Tensor) -> dict[str, Any]:
-        if run.medium.one != "image" or run.judge is None:  # the judge of texts judges words
+        if run.medium.one != "image" or not isinstance(run.judge, Judge):  # others judge words, or what captions say
             return {}
-        found = dataclasses.asdict(run.judge.quality(run.medium.outputs(x), labels))
+        found = dataclasses.asdict(run.judge.quality(run.kept(x, fine), labels))
         return {key: found[key] for key in ("confident", "confident_error", "frechet", "agreement")}
 
     tries = [(name, n) for name in solvers for n in evaluations]

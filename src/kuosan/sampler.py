@@ -101,7 +101,7 @@ class Settings:
     corrections: int = 0
     negative: Tensor | None = None
     image: Tensor | None = None
-    strength: float = STRENGTH
+    strength: float | None = None
 
     @classmethod
     def of(cls, section: Sampling, **given: Any) -> Settings:
@@ -119,6 +119,8 @@ class Settings:
             raise RecipeError("guidance leads away from one thing: drop the negative prompt, or weak")
         if "strength" in others and "image" not in others:
             raise RecipeError("strength is how much noise an image is put under: it needs an image to begin with")
+        if "strength" in others and isinstance(given.get("grid"), Grid):
+            raise RecipeError("an image is put under the noise of its grid's first time: drop strength, or the grid")
         if not 0 < others.get("strength", STRENGTH) < 1:
             raise RecipeError(f"strength lies between 0 (the image) and 1 (noise alone), got {others['strength']:g}")
         objects = {k: v for k, v in given.items() if k in OBJECTS and isinstance(v, OBJECTS[k])}
@@ -197,8 +199,6 @@ class Settings:
         if self.mask is not None:
             words["held"] = float(self.mask.double().mean())
             words["corrections"] = self.corrections
-        if self.image is not None:
-            words["strength"] = self.strength
         return words
 
 
@@ -348,8 +348,12 @@ def sampler(
         assert settings.solver is not None
         grid, count = settings.grid, settings.section.steps
         if settings.image is not None and not isinstance(grid, Grid):
-            grid = (grid or settings.solver.spacing).grid(denoiser.process, count, settings.strength)
+            grid = (grid or settings.solver.spacing).grid(denoiser.process, count, settings.strength or STRENGTH)
         table = settings.solver.table(denoiser.process, grid, steps=None if isinstance(grid, Grid) else count)
         start = settings.solver.start(count)
+    if settings.image is not None:
+        how["strength"] = table.times[0]
+        if table.times[0] == 1:
+            raise ValueError("a grid that begins at t = 1 leaves nothing of an image: let it begin earlier")
     how["evaluations"] = table.evaluations * (1 + (settings.corrector.evaluations if settings.corrector else 0))
     return Sampler(model, table, settings.transform, settings.corrector, how, image=settings.image, start=start)

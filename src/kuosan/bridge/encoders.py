@@ -22,16 +22,23 @@ def folder_of(path: str | Path) -> Path:
         inside = [one.parent for place in places for one in sorted(Path(place).rglob("model.safetensors"))]
         if not inside:
             raise ValueError(f"{path} is no folder, and no installed package that holds a text encoder")
-        return inside[0]  # its code was run when it was installed, and is not now
+        check_no_code(inside[0])
+        return inside[0]
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no text encoder of transformers: it has no config.json")
     if not any(folder.glob("*.safetensors")):
         raise ValueError(
             f"{folder} has no .safetensors: a pickle could run any code, and is not read. Save it with safetensors"
         )
-    if any(folder.glob("*.py")):
-        raise ValueError(f"{folder} comes with code of its own, which is not run")
+    check_no_code(folder)
     return folder
+
+
+def check_no_code(folder: Path) -> None:
+    """Raises ValueError for a folder with code of its own, or whose files ask for code from elsewhere."""
+    asks = [one for one in folder.glob("*config.json") if "auto_map" in one.read_text("utf-8", errors="replace")]
+    if any(folder.glob("*.py")) or asks:
+        raise ValueError(f"{folder} comes with code of its own, or asks for some (auto_map), which is not run")
 
 
 def _transformers() -> Any:
@@ -49,7 +56,8 @@ def load_encoder(path: str | Path) -> Any:
         ValueError: as :func:`folder_of`. ImportError: transformers is not installed.
     """
     library, folder = _transformers(), folder_of(path)
-    return library.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+    how = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    return library.AutoModel.from_pretrained(folder, **how).eval()
 
 
 class PretrainedWords:
@@ -68,8 +76,10 @@ class PretrainedWords:
         library = _transformers()
         kept = Path(path).expanduser()
         folder = kept if (kept / "tokenizer_config.json").is_file() else folder_of(path)
+        check_no_code(folder)
+        how = {"local_files_only": True, "trust_remote_code": False}
         try:
-            return cls(library.AutoTokenizer.from_pretrained(folder, local_files_only=True))
+            return cls(library.AutoTokenizer.from_pretrained(folder, **how))
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder} holds no tokenizer: {error}") from None
 

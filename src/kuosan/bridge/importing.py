@@ -174,15 +174,15 @@ class _Folder:
         """Raises PipelineError unless there are weights as safetensors, whole."""
         folder, stem = self.path / part, "model" if part == "text_encoder" else "diffusion_pytorch_model"
         name = f"{stem}.safetensors"
-        if (folder / name).is_file():
-            return
-        if (folder / f"{name}.index.json").is_file():
+        if (folder / f"{name}.index.json").is_file():  # which diffusers takes before the file itself
             of = self.json(f"{part}/{name}.index.json").get("weight_map")
             for shard in sorted(set(of.values())) if isinstance(of, dict) else [""]:
                 if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
                     raise PipelineError(f"{folder / name}.index.json: {shard!r} is not the name of a file beside it")
                 if not (folder / shard).is_file():
                     raise PipelineError(f"{folder / shard} is missing, of which the weights are made")
+            return
+        if (folder / name).is_file():
             return
         pickles = sorted(one.name for one in folder.iterdir() if one.suffix in PICKLES)
         if pickles:

@@ -113,12 +113,8 @@ class AttributeJudge:
         Raises:
             ValueError: the images have no captions, or their captions do not say the attributes.
         """
-        parts = (data.train, data.held_out)
-        if any(part.captions is None for part in parts):
-            raise ValueError(f"{data.name} has no captions, and a judge of attributes checks what they say")
+        cls.check(data)
         wanted = attributes_of(data.train.captions or ())
-        if bool((wanted < 0).any()):
-            raise ValueError(f"the captions of {data.name} do not say {', '.join(ATTRIBUTES)}")
         wanted[:, list(ATTRIBUTES).index("strokes")] = strokes_of(data.train.captions or ()).clamp_max(MOST_STROKES)
         levels, batch = data.train.levels, 128
         steps = max(1, epochs * len(levels) // batch)
@@ -146,6 +142,16 @@ class AttributeJudge:
         judge = cls(network, data.shape, data.level_count)
         judge.reference = judge.quality(data.held_out.levels, data.held_out.captions or ())
         return judge
+
+    @staticmethod
+    def check(data: ImageData) -> None:
+        """Raises ValueError for images without captions, or whose captions do not say the attributes."""
+        if data.train.captions is None or data.held_out.captions is None:
+            raise ValueError(f"{data.name} has no captions, and a judge of attributes checks what they say")
+        if bool((attributes_of(data.train.captions) < 0).any()):
+            raise ValueError(
+                f"the captions of {data.name} do not say {', '.join(ATTRIBUTES)}: there is no judge of them"
+            )
 
     @torch.no_grad()
     def judged(self, levels: Tensor) -> Tensor:

@@ -135,6 +135,11 @@ class CaptionedMedium(ImageMedium):
                 to_stderr(f"{begins!r}: {len(strange)} of {len(ids)} words are not known to the model")
         return self._padded(rows)
 
+    def kept_conditions(self, n: int) -> Tensor:
+        """Of the kept captions in turn, cut and with unknown words as in training, (n, L)."""
+        found = self._padded(self.tokenizer.encode_all(self.prompts[:n]))
+        return found[torch.arange(n) % len(found)]
+
     def words(self, condition: Tensor) -> list[str]:
         """The prompts again, as far as their tokens say them."""
         return [self.tokenizer.decode(row[row >= 0].tolist()) for row in condition.cpu()]
@@ -142,12 +147,11 @@ class CaptionedMedium(ImageMedium):
     # -- judging ------------------------------------------------------------------------------------------------------
 
     def trained_judge(self) -> Any:
-        """A judge of attributes where captions say them, and else of the classes that the images have."""
+        """A judge of attributes, where captions say them."""
         kept = self.folder / "judge"
         if kept.is_dir():
             return AttributeJudge.load(kept)
-        if self.section.name != "characters":
-            raise ValueError("the captions say nothing that a classifier could check")
+        AttributeJudge.check(self.data)
         to_stderr("training the judge of real images ...")
         judge = AttributeJudge.train(self.data)
         judge.save(kept)

@@ -97,7 +97,7 @@ class DiffusionMeasurements(ImageMeasurements):
         device = next((p.device for p in run.denoiser.parameters()), torch.device("cpu"))
         noise = Noise([0], run.state_shape)
         labels = run.labels_for(1)
-        x_init = (model.process.prior(table.times[0]).std.float() * noise.draw()).to(device)
+        x_init = (sampler.start * model.process.prior(table.times[0]).std.float() * noise.draw()).to(device)
         condition = None if labels is None else labels.to(device)
         correct = sampler.corrector.on(model, noise.draw, condition) if sampler.corrector else None
         how: dict[str, Any] = {"transform": sampler.transform, "correct": correct, "watch": watch}

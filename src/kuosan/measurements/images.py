@@ -69,12 +69,6 @@ def most_compared(run: Run, count: int) -> int:
     return max(8, min(count, int(1e10 / run.data.train.levels.numel())))
 
 
-def run_prompts(run: Run, n: int) -> list[str]:
-    """The first captions that a run draws where nobody gives a prompt."""
-    assert isinstance(run.medium, CaptionedMedium)
-    return run.medium.prompts[:n]
-
-
 def attribute_rows(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of each attribute and kind of combination: the share of samples that are right, and of real images."""
     rows = []
@@ -110,7 +104,7 @@ class ImageMeasurements(BoundMeasurements):
 
     def prompted(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Prompts against guidance weights, and which attributes samples have of those that were asked for."""
-        run, shown = self.run, run_prompts(self.run, PROMPTS)
+        run, shown = self.run, self.run.medium.prompts[:PROMPTS]
         weights = sorted({*WEIGHTS, float(run.recipe.sampling.guidance)}) if run.recipe.training.label_drop else [0.0]
         seeds = [i + PROMPTS * k for i in range(len(shown)) for k in range(2)]
         asked = [one for one in shown for _ in range(2)]
@@ -120,7 +114,9 @@ class ImageMeasurements(BoundMeasurements):
             images = [self.pictures_of(one[2 * i : 2 * i + 2]) for one in drawn]
             own = [s for _ in weights for s in seeds[2 * i : 2 * i + 2]]
             rows.append({"name": prompt, "seeds": own, "images": [picture for two in images for picture in two]})
-        evaluated = (self.evaluation or {}).get("quality") or self.judged
+        evaluated = (self.evaluation or {}).get("quality")
+        if not evaluated or evaluated.get("guidance") != run.recipe.sampling.guidance:
+            evaluated = self.judged
         found = [] if evaluated is None else attribute_rows(evaluated)
         return {"shown": 2 * len(weights) * len(shown), "weights": weights, "attributes": found}, rows
 

@@ -112,27 +112,28 @@ class Pretrained(nn.Module):
         if ids.shape[1] > self.length:
             raise ValueError(f"captions of this network have at most {self.length} tokens, got {ids.shape[1]}")
         keys = [row[row >= 0].numpy(force=True).tobytes() for row in ids]
-        unread = {key: row for key, row in zip(keys, ids, strict=True) if key and key not in self._said}
+        said = {key: self._said[key] for key in keys if key in self._said}
+        unread = {key: row for key, row in zip(keys, ids, strict=True) if key and key not in said}
         if unread:
-            self._read(list(unread), torch.stack(list(unread.values())))
+            said |= self._read(list(unread), torch.stack(list(unread.values())))
         ended = torch.cat([ids.new_zeros(len(ids), 1, dtype=torch.bool), ids < 0], dim=1)
         vectors = torch.zeros(len(ids), 1 + ids.shape[1], self.width, device=ids.device)
         for row, key in zip(vectors, keys, strict=True):
             if key:  # of the empty caption nothing is said: 0
-                said = self._said[key].to(row)
-                row[: len(said)] = said
+                row[: len(said[key])] = said[key].to(row)
         return vectors, ended
 
     @torch.no_grad()
-    def _read(self, keys: list[bytes], ids: Tensor) -> None:
+    def _read(self, keys: list[bytes], ids: Tensor) -> dict[bytes, Tensor]:
         there = ids >= 0
         with torch.autocast(ids.device.type, enabled=False):
             said = self.encoder(input_ids=ids.clamp_min(0), attention_mask=there.long()).last_hidden_state.float()
-        if len(self._said) + len(keys) > self.remembered:
+        words = [vectors[known] for vectors, known in zip(said, there, strict=True)]
+        found = {key: torch.cat([one.mean(0, keepdim=True), one]).cpu() for key, one in zip(keys, words, strict=True)}
+        if len(self._said) + len(found) > self.remembered:
             self._said.clear()
-        for key, vectors, known in zip(keys, said, there, strict=True):
-            words = vectors[known]
-            self._said[key] = torch.cat([words.mean(0, keepdim=True), words]).cpu()
+        self._said |= found
+        return found
 
 
 class Captions(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kuosan.autoencoders import ImageAutoencoder
 from kuosan.build import make_solver
 from kuosan.chain import Chain
 from kuosan.diffusion import DiffusionChain
@@ -136,12 +137,12 @@ class AutoencoderRun(Run):
         return self.autoencoder, {"layers": n, "form": f"{n} layer{'s' if n > 1 else ''}"}
 
     def reconstruction(self, x: Tensor) -> dict[str, float]:
-        """With the mean of q where there is one layer, and a draw of all where there are several."""
+        """With the mean of q where codes are images, and elsewhere with a draw of all layers."""
         model = self.autoencoder
 
         def again(part: Tensor) -> Tensor:
-            if model.length == 1:
-                return model.model.down(0, (model.guide.up(1, (part,), None).mean,)).mean
+            if isinstance(model, ImageAutoencoder):
+                return model.decode(model.encode(part).mean).mean
             return model.model.down(0, tuple(model.path(part, generator=stream("reconstruction")).z[1:])).mean
 
         return reconstruction(again, x, self.levels, model.model.shapes[1:])

@@ -147,7 +147,11 @@ class DiffusionRun(Run):
                 raise RecipeError(f"sampling.grid: trajectory has no settings, got {', '.join(grid.keys() - {'kind'})}")
             settings["grid"] = self.trajectory(settings.get("steps") or self.recipe.sampling.steps)
         prompts = settings.pop("prompt", None)
+        if prompts is not None and not isinstance(self.medium, CaptionedMedium):
+            raise RunError(f"{self.folder} is the run of {self.kind} without captions: it has no prompt to choose")
         prompts = (prompts,) if isinstance(prompts, str) else None if prompts is None else tuple(prompts)
+        if prompts == ():
+            raise ValueError("there is nothing to draw: give at least one prompt")
         condition = None if prompts is None else self.medium.conditions(prompts)
         chosen = self._settings(settings)
         if chosen.solver is not None:
@@ -167,8 +171,7 @@ class DiffusionRun(Run):
     def labels_for(self, n: int) -> Tensor | None:
         """Classes or kept captions in turn for n samples; None for an unconditional model."""
         if isinstance(self.medium, CaptionedMedium):
-            prompts = self.medium.prompts
-            return self.medium.conditions([prompts[i % len(prompts)] for i in range(n)])
+            return self.medium.kept_conditions(n)
         return super().labels_for(n)
 
     def asked(self, sampler: Sampler, labels: Tensor | None, n: int) -> list[dict[str, str]]:
@@ -201,6 +204,14 @@ class DiffusionRun(Run):
                 raise RunError(f"{other.folder} makes samples of shape {other.shape}, {self.folder} of {self.shape}")
             if self.conditional and (not other.conditional or other.classes != self.classes):
                 raise RunError(f"{other.folder} was not trained with the classes of {self.folder}")
+            if other.state_shape != self.state_shape:
+                raise RunError(f"{other.folder} diffuses {other.state_shape}, {self.folder} {self.state_shape}")
+            mine, its = ((one.folder / "tokenizer.json") for one in (self, other))
+            if isinstance(self.medium, CaptionedMedium) and (
+                self.medium.how != getattr(other.medium, "how", None)
+                or (mine.is_file() and (not its.is_file() or mine.read_bytes() != its.read_bytes()))
+            ):
+                raise RunError(f"{other.folder} reads captions as other tokens than {self.folder}")
             found["weak"] = other.denoiser
         if isinstance(self.medium, ImageMedium):
             found |= self.pictures(given)
@@ -212,7 +223,14 @@ class DiffusionRun(Run):
         for name in self.foreign:
             if found.get(name) is not None:
                 raise RunError(f"{self.folder} is the run of {self.kind}: it has no {name} to choose")
-        return Settings.of(self.recipe.sampling, **found)
+        chosen = Settings.of(self.recipe.sampling, **found)
+        away = chosen.weak is not None or chosen.negative is not None
+        if chosen.section.guidance and self.conditional and not away and self.recipe.training.label_drop == 0:
+            raise RunError(
+                f"{self.folder} was always told {'a caption' if self.classes is None else 'a class'} in training "
+                "(training.label_drop = 0): guidance has nothing to lead away from; give a weaker run"
+            )
+        return chosen
 
     def pictures(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
         """Those of some settings as pixels (C, H, W), read where they are files; the mask as bool."""
@@ -272,6 +290,11 @@ class DiffusionRun(Run):
     def kept(self, x: Tensor, sampler: Sampler) -> Tensor:
         """Samples as they are kept, from what was drawn."""
         return self.medium.outputs(x)
+
+    def quality(self, n: int, **settings: Any) -> Mapping[str, Any] | None:
+        if isinstance(self.medium, ImageMedium) and self.judge is None:
+            return None  # before anything is drawn
+        return super().quality(n, **settings)
 
     def check(self, model: Denoiser) -> None:
         sampling = self.recipe.sampling

@@ -27,7 +27,7 @@ from kuosan.medium import TrainingExamples
 from kuosan.optimal import weights_fingerprint
 from kuosan.process import Grid
 from kuosan.recipe import Training
-from kuosan.runs.diffusion import DiffusionRun, unmeasured_solver
+from kuosan.runs.diffusion import OF_IMAGES, DiffusionRun, unmeasured_solver
 from kuosan.runs.run import RunError, device, write
 from kuosan.sampler import Sampler, Settings
 from kuosan.seeds import stream
@@ -149,6 +149,7 @@ class WordSettings(Settings):
 class EmbeddingRun(DiffusionRun):
     """A trained (or half-trained) diffusion model of texts as points (Diffusion-LM)."""
 
+    foreign = (*DiffusionRun.foreign, *OF_IMAGES)
     families = ("embedding",)
     has_ode = False
     at_once = 1024  # of many lengths, and those of one length are drawn together

@@ -75,7 +75,11 @@ class LatentRun(DiffusionRun):
         """A place of a code is held where all the pixels that it stands for are."""
         channels, *sides = self.state_shape
         of_cells = mask.all(0).unflatten(1, (sides[1], -1)).unflatten(0, (sides[0], -1))
-        return of_cells.all(3).all(1).expand(channels, -1, -1)
+        held = of_cells.all(3).all(1)
+        if mask.any() and not held.any():
+            a, b = (whole // part for whole, part in zip(mask.shape[1:], sides, strict=True))
+            raise ValueError(f"a code stands for {a} x {b} pixels, and of no code all are held: hold a larger part")
+        return held.expand(channels, -1, -1)
 
     def sampler(self, **settings: Any) -> Sampler:
         found = super().sampler(**settings)

@@ -130,6 +130,8 @@ class TextMedium(Medium):
             ValueError: words that are not in the vocabulary, more tokens than there is room for, or no such length.
         """
         longest = self.shape[0]
+        if not isinstance(prompt, str | None):
+            raise ValueError("texts take one prompt, with which each begins; several are for captioned images")
         if prompt is not None and infill is not None:
             raise ValueError(
                 "give either a prompt or a text to fill in: a prompt is one that is filled in after its end"
