@@ -658,7 +658,7 @@ def test_an_index_beside_whole_weights_is_looked_through_too(copy, tmp_path):
     name = "unet/diffusion_pytorch_model.safetensors.index.json"
     (folder / name).write_text(json.dumps({"weight_map": {"conv_in.weight": "shard.bin"}}))
     (folder / "unet/shard.bin").write_bytes(b"")
-    with pytest.raises(PipelineError, match="'shard.bin' is not the name of a file beside it"):
+    with pytest.raises(PipelineError, match=r"'shard\.bin' is not the name of a file beside it"):
         import_pipeline(folder, tmp_path / "run")
 
 
