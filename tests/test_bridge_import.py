@@ -20,7 +20,8 @@ import kuosan as ks
 from conftest import elbo
 from kuosan import recipe as recipes
 from kuosan.autoencoders.convolution import Decoding
-from kuosan.bridge.importing import PipelineError, import_pipeline
+from kuosan.bridge.importing import import_pipeline
+from kuosan.bridge.pipeline import PipelineError
 from kuosan.build import AUTOENCODERS, make
 from kuosan.chain import Chain
 from kuosan.cli import main

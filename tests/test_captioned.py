@@ -377,7 +377,7 @@ def test_a_captioned_run_is_measured_tuned_and_reported(run, capsys):
     assert main(["evaluate", str(run.folder), "--bound"]) == 0
     given = json.loads((run.folder / "evaluation.json").read_text("utf-8"))["bits_per_dim"]["total"]
     assert main(["evaluate", str(run.folder), "--bound", "--unconditional"]) == 0
-    found = json.loads((run.folder / "evaluation-any-class.json").read_text("utf-8"))
+    found = json.loads((run.folder / "evaluation-unconditional.json").read_text("utf-8"))
     assert given < found["bits_per_dim"]["total"]  # what a picture shows is told in advance
     tune = ("--guidance", "1", "--pairs", "16", "--iterations", "2", "--fine", "12", "--batch-size", "8")
     assert main(["tune", str(run.folder), "--steps", "3", *tune]) == 0

@@ -568,7 +568,9 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument(
         "--data", nargs="+", metavar="PATH", help="score these instead: pictures or folders of them, files of texts"
     )
-    measure.add_argument("--unconditional", action="store_true", help="do not tell the model the examples' classes")
+    measure.add_argument(
+        "--unconditional", action="store_true", help="do not tell the model the examples' classes or captions"
+    )
     measure.add_argument("--examples", type=int, metavar="N", help="at most so many (default: the recipe's)")
     measure.add_argument("--draws", type=int, metavar="N", help="repeats of what is drawn (default: the recipe's)")
     measure.add_argument("--variance", help="of the bound: beta_tilde, beta, learned, posterior, optimal, ...")

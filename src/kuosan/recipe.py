@@ -58,7 +58,7 @@ class Speech(Section):
     floor: Annotated[Positive, Field(description="what the logarithm does not go below")] = 1e-5
 
 
-class Captions(Section):
+class CaptionsSection(Section):
     """Of captioned images: how a caption becomes the tokens that the network is told."""
 
     length: Annotated[int, Field(ge=1, le=4096, description="tokens of a caption; longer ones are cut to so many")] = 32
@@ -107,7 +107,7 @@ class Data(Section):
     conditional: Annotated[bool, Field(description="tell the network each example's class")] = False
     speech: Annotated[Speech | None, Field(description="of recordings: the table data.speech")] = None
     captions: Annotated[
-        Captions | None,
+        CaptionsSection | None,
         Field(description="of captioned images: the table data.captions; it tells the network each example's caption"),
     ] = None
 

@@ -20,8 +20,8 @@ from kuosan.schedules import RectifiedFlow
 from kuosan.schedules import Table as Steps
 from kuosan.solvers.ancestral import Ancestral
 from kuosan.solvers.ddim import DDIM
-from kuosan.solvers.dpm_solver import UniPC, _Step
-from kuosan.solvers.multistep import AdamsBashforth, _sum
+from kuosan.solvers.dpm_solver import ExponentialStep, UniPC
+from kuosan.solvers.multistep import AdamsBashforth, added
 from kuosan.solvers.table import Row, Table
 from kuosan.solvers.variables import half_log_snr, to_data
 
@@ -244,7 +244,7 @@ def dpm_solver_row(process: Process, nodes: Sequence[float], s: float, algorithm
     variable = "x0" if algorithm.endswith("++") else "eps"
     if s == 0:
         return to_data(variable, process, nodes[0])
-    step = _Step.between(variable, process, nodes[0], s)
+    step = ExponentialStep.between(variable, process, nodes[0], s)
     noise = 0.0
     if algorithm.startswith("sde"):
         (_, sigma_s), double = process.at(Process.scales, s), replace(step, H=2 * step.H)
@@ -270,10 +270,10 @@ def unipc_rows(ladder: Ladder, config: Mapping[str, Any]) -> list[Row]:
         order = min(solver.order, i + 1, count - i if config["lower_order_final"] else count)
         nodes = ladder.times[i + 1 - order : i + 1][::-1]
         x, m, _ = (Row(t, x=1.0) if s == t else solver.row(ladder.process, nodes, s)).history()
-        rows.append(Row(t, x=x, m=tuple(_sum(m, (x[0] if x else 0.0) * correction))))
+        rows.append(Row(t, x=x, m=tuple(added(m, (x[0] if x else 0.0) * correction))))
         correction = np.zeros(0)
         if i + 1 < count and i not in config["disable_corrector"]:
-            correction = _sum(solver.outputs(ladder.process, (s, *nodes), t, s), [0.0, *(-c for c in m)])
+            correction = added(solver.outputs(ladder.process, (s, *nodes), t, s), [0.0, *(-c for c in m)])
     return rows
 
 

@@ -16,7 +16,7 @@ from kuosan.image import captions
 from kuosan.image.attributes import AttributeJudge
 from kuosan.image.data import NAMED, Examples, ImageData
 from kuosan.image.medium import ImageMedium
-from kuosan.recipe import Captions, Data, RecipeError
+from kuosan.recipe import CaptionsSection, Data, RecipeError
 from kuosan.seeds import stream
 from kuosan.tokenizer import UNKNOWN, Tokenizer
 
@@ -58,7 +58,7 @@ class CaptionedMedium(ImageMedium):
         return described
 
     @property
-    def how(self) -> Captions:
+    def how(self) -> CaptionsSection:
         """Captions become tokens."""
         assert self.section.captions is not None
         return self.section.captions

@@ -227,7 +227,7 @@ class DiffusionRun(Run):
         away = chosen.weak is not None or chosen.negative is not None
         if chosen.section.guidance and self.conditional and not away and self.recipe.training.label_drop == 0:
             raise RunError(
-                f"{self.folder} was always told {'a caption' if self.classes is None else 'a class'} in training "
+                f"{self.folder} was always told a {self.told} in training "
                 "(training.label_drop = 0): guidance has nothing to lead away from; give a weaker run"
             )
         return chosen

@@ -153,6 +153,11 @@ class Run(ABC):
         return self.recipe.data.told
 
     @property
+    def told(self) -> str:
+        """What a conditional model is told, in a word."""
+        return "class" if self.recipe.data.captions is None else "caption"
+
+    @property
     def data(self) -> Any:
         """The data that it was trained on, read again."""
         return self.medium.data
@@ -480,20 +485,22 @@ class Run(ABC):
             names, where = [str(i) for i in self.chosen(split, examples).tolist()], split
             if unconditional:
                 if not self.conditional or self.recipe.training.label_drop == 0:
-                    raise RunError(f"{self.folder} never trained both with and without a class")
+                    raise RunError(f"{self.folder} never trained both with and without a {self.told}")
                 condition = None
         else:
             if self.conditional and self.recipe.training.label_drop == 0:
-                raise RunError(f"{self.folder} never trained without a class, and these {self.medium.many} have none")
+                raise RunError(
+                    f"{self.folder} never trained without a {self.told}, and these {self.medium.many} have none"
+                )
             names, x = self.medium.read_files(files)
             x, condition, where = x.to(device()), None, "files"
         found = self.likelihoods(x, condition, measures, importance=importance, draws=draws, ode=ode, **settings)
-        name = "evaluation" + ("" if where == "held_out" else f"-{where}") + ("-any-class" if unconditional else "")
+        name = "evaluation" + ("" if where == "held_out" else f"-{where}") + ("-unconditional" if unconditional else "")
         path = self.folder / f"{name}.json"
         result: dict[str, Any] = {"run": str(self.folder), "step": self.step, "split": where}
         result["scored"] = len(x) if found else 0
         if self.conditional and condition is None:
-            result["condition"] = "any class"
+            result["condition"] = f"told no {self.told}"
         chain, how = self.chain(**settings) if "bound" in found or "importance" in found else (None, {})
         how = how if chain is None else how | {"terms": self.elbo_settings(chain).get("terms", "shared")}
         result["likelihoods"] = {name: self._in_unit(value, how, x) for name, value in found.items()}

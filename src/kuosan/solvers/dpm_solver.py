@@ -23,7 +23,7 @@ from kuosan.solvers.variables import half_log_snr, scale_at, to_data
 
 
 @dataclass(frozen=True)
-class _Step:
+class ExponentialStep:
     """k, S, H and phi_1 = e^H - 1, phi_2 = phi_1/H - 1, phi_3 = (phi_1 - H)/H^2 - 1/2 of a step from t to s."""
 
     k: float
@@ -31,7 +31,7 @@ class _Step:
     H: float
 
     @classmethod
-    def between(cls, variable: str, process: Process, t: float, s: float) -> _Step:
+    def between(cls, variable: str, process: Process, t: float, s: float) -> ExponentialStep:
         other = {"x0": "eps", "eps": "x0"}[variable]
         sign = 1 if variable == "eps" else -1
         k = scale_at(variable, process, s) / scale_at(variable, process, t)
@@ -97,7 +97,7 @@ class DPMSolver(Solver):
 
     def _multistep_row(self, process, nodes: Sequence[float], s: float) -> Row:
         t, variable = nodes[0], self.form
-        step = _Step.between(variable, process, t, s)
+        step = ExponentialStep.between(variable, process, t, s)
         h = [half_log_snr(process, u) for u in nodes]
         h_s = half_log_snr(process, s)
         if self.sde:
@@ -115,7 +115,7 @@ class DPMSolver(Solver):
             m += step.phi(2) * slope + 2 * step.phi(3) * bend
         return Row(t, x=step.k, m=tuple(-step.S * m))
 
-    def _sde_row(self, process, t: float, s: float, step: _Step, r: float | None) -> Row:
+    def _sde_row(self, process, t: float, s: float, step: ExponentialStep, r: float | None) -> Row:
         _, sigma_s = process.at(Process.scales, s)
         double = math.expm1(2 * step.H)  # of the squared ratio of noise levels
         if self.form == "eps":
@@ -130,18 +130,18 @@ class DPMSolver(Solver):
             h_t, h_s = half_log_snr(process, t), half_log_snr(process, s)
             return float(process.schedule.time_of(2 * (h_t + r * (h_s - h_t))))
 
-        whole = _Step.between(self.form, process, t, s)
+        whole = ExponentialStep.between(self.form, process, t, s)
         if self.order == 1:
             yield Row(t, x=whole.k, m=-whole.S * whole.phi(1))
         elif self.order == 2:
             middle = at(1 / 2)
-            half = _Step.between(self.form, process, t, middle)
+            half = ExponentialStep.between(self.form, process, t, middle)
             yield Row(t, x=half.k, m=-half.S * half.phi(1))
             yield Row(middle, x=(0.0, whole.k), m=-whole.S * whole.phi(1))
         else:
             r_1, r_2 = 1 / 3, 2 / 3
             u_1, u_2 = at(r_1), at(r_2)
-            one, two = (_Step.between(self.form, process, t, u) for u in (u_1, u_2))
+            one, two = (ExponentialStep.between(self.form, process, t, u) for u in (u_1, u_2))
             yield Row(t, x=one.k, m=-one.S * one.phi(1))
             c = r_2 / r_1 * two.phi(2)
             yield Row(u_1, x=(0.0, two.k), m=(-two.S * c, -two.S * (two.phi(1) - c)))
@@ -201,11 +201,11 @@ class UniPC(Multistep):
     def row(self, process, nodes, s):
         if s == 0:
             return to_data(self.variable, process, nodes[0])
-        k = _Step.between(self.variable, process, nodes[0], s).k
+        k = ExponentialStep.between(self.variable, process, nodes[0], s).k
         return Row(nodes[0], x=k, m=tuple(self.outputs(process, nodes, nodes[0], s)))
 
     def outputs(self, process, nodes, t, s):
-        step = _Step.between(self.variable, process, t, s)
+        step = ExponentialStep.between(self.variable, process, t, s)
         correct = nodes[0] == s  # the newest output is then that at the end of the step
         h_t, h_s = half_log_snr(process, t), half_log_snr(process, s)
         r = np.array([(half_log_snr(process, u) - h_t) / (h_s - h_t) for u in nodes if u != t])

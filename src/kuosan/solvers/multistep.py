@@ -49,12 +49,12 @@ class Multistep(Solver):
             row = self.row(process, nodes, s)
             x, m, _ = row.history()
             carried = x[0] if x and self.carries(s) else 0.0
-            yield Row(t, x=row.x, m=tuple(_sum(m, carried * correction)))
+            yield Row(t, x=row.x, m=tuple(added(m, carried * correction)))
             if self.corrector and s > 0:
-                correction = _sum(self.outputs(process, (s, *nodes), t, s), [0.0, *(-c for c in m)])
+                correction = added(self.outputs(process, (s, *nodes), t, s), [0.0, *(-c for c in m)])
 
 
-def _sum(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray) -> np.ndarray:
+def added(one: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray) -> np.ndarray:
     """Of coefficients, the shorter ones with zeros at their end."""
     total = np.zeros(max(len(one), len(other)))
     total[: len(one)] += one
