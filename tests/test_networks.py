@@ -11,7 +11,7 @@ from kuosan.networks.parts import Fourier
 T = torch.tensor([0.2, 0.9])
 
 
-@pytest.fixture(params=["mlp", "transformer"])
+@pytest.fixture(params=["mlp", "transformer", "transformer of pixels"])
 def small(request):
     """A small network of each kind, as a function of its options; images of 1 x 4 x 4 unless said otherwise."""
 
@@ -19,7 +19,8 @@ def small(request):
         torch.manual_seed(0)
         if request.param == "mlp":
             return MLP(shape, width=16, depth=2, **options)
-        return Transformer(shape, patch=2, width=16, depth=2, heads=2, channels=8, **options)
+        patch = 2 if request.param == "transformer" else 1
+        return Transformer(shape, patch=patch, width=16, depth=2, heads=2, channels=8, **options)
 
     return make
 
@@ -108,6 +109,12 @@ def test_recipes_know_the_networks_by_name():
 def test_examples_of_another_shape_are_refused(small, shape):
     with pytest.raises(ValueError, match=r"made for examples of shape \(1, 4, 4\), got"):
         small()(torch.zeros(shape), T)
+
+
+@pytest.mark.parametrize("patch", [0, 3, 8])
+def test_patches_that_do_not_divide_are_refused(patch):
+    with pytest.raises(ValueError, match=rf"patch must be even or 1 and divide the image's 6 x 6 pixels, got {patch}"):
+        Transformer((1, 6, 6), patch=patch, width=16, depth=1, heads=2, channels=8)
 
 
 @pytest.mark.parametrize("classes", [[0, 3], [-2, 0]])

@@ -151,11 +151,12 @@ class Captions(nn.Module):
         self.words, self.whole = nn.Linear(size, width), nn.Linear(size, width)
 
     def forward(self, condition: object, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(words (B, 1 + L, width), bool (B, 1 + L): after the end, whole (B, width)).
+        """(words (B, 1 + L, width), bool (B, 1 + L): after the end, whole (B, width)), L of the longest caption.
 
         Raises:
             ValueError: as :func:`check_captions`, and of the reader.
         """
         ids = check_captions(condition, batch, self.words.weight.device)
-        vectors, ended = self.reader(ids)
+        longest = int((ids != -1).any(0).sum())  # what is after the end of all of them says nothing, and costs
+        vectors, ended = self.reader(ids[:, :longest])
         return self.words(vectors), ended, self.whole(vectors[:, 0])

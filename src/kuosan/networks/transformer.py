@@ -21,9 +21,9 @@ class Transformer(nn.Module):
 
     Args:
         shape: (C, H, W) of one example.
-        patch: side of a patch in pixels, even; divides H and W.
+        patch: side of a patch in pixels, even or 1; divides H and W.
         width, depth, heads: of the transformer.
-        channels: of the convolutions at half resolution.
+        channels: of the convolutions, at half resolution, or at the full one where a patch is 1 pixel.
         classes: 0 for an unconditional network.
         outputs: numbers returned for each value: 1; 2 for a learned variance, stacked along dimension 1; L for levels,
             as one more dimension (``stack_last``).
@@ -85,11 +85,14 @@ class Transformer(nn.Module):
 
 
 class Patches(nn.Module):
-    """An image to patch tokens and back, with a convolution block at half resolution on both sides and a skip.
+    """An image to patch tokens and back, with a convolution block on both sides and a skip.
+
+    The convolutions are at half resolution; where a patch is one pixel, as of codes, which are small already, at the
+    full one.
 
     Args:
         shape: (C, H, W).
-        patch: side in pixels.
+        patch: side in pixels, even or 1.
         channels: of the convolutions.
         width: of the tokens, and of what is given.
         outputs: images that leave for one that enters.
@@ -101,32 +104,33 @@ class Patches(nn.Module):
         if len(shape) != 3:
             raise ValueError(f"patches are of images (C, H, W), got shape {shape}")
         c, h, w = shape
-        if patch < 2 or patch % 2 or h % patch or w % patch:
-            raise ValueError(f"patch must be even and divide the image's {h} x {w} pixels, got {patch}")
+        if patch < 1 or (patch % 2 and patch > 1) or h % patch or w % patch:
+            raise ValueError(f"patch must be even or 1 and divide the image's {h} x {w} pixels, got {patch}")
         if channels < 8 or channels % 8:
             raise ValueError(f"channels must be a multiple of 8, got {channels}")
-        self.factor, self.grid = patch // 2, (h // patch, w // patch)
+        self.fold = min(patch, 2)
+        self.factor, self.grid = patch // self.fold, (h // patch, w // patch)
         self.count = self.grid[0] * self.grid[1]
         self.fourier = Fourier(fourier)
-        self.first = nn.Conv2d(4 * c * self.fourier.factor, channels, 3, padding=1)
+        self.first = nn.Conv2d(self.fold**2 * c * self.fourier.factor, channels, 3, padding=1)
         self.before = ConvBlock(channels, width)
         self.down = nn.Conv2d(channels, width, self.factor, stride=self.factor)
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, channels * self.factor**2)
         self.after = ConvBlock(channels, width)
         self.last_norm = nn.GroupNorm(8, channels)
-        self.last = zeroed(nn.Conv2d(channels, 4 * c * outputs, 3, padding=1))
+        self.last = zeroed(nn.Conv2d(channels, self.fold**2 * c * outputs, 3, padding=1))
 
     def enter(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-        """(tokens (B, N, width), skip (B, channels, H/2, W/2))."""
-        skip = self.before(self.first(pixel_unshuffle(self.fourier(x), 2)), given)
+        """(tokens (B, N, width), skip (B, channels, H / fold, W / fold))."""
+        skip = self.before(self.first(pixel_unshuffle(self.fourier(x), self.fold)), given)
         return self.down(skip).flatten(2).transpose(1, 2), skip
 
     def leave(self, tokens: Tensor, skip: Tensor, given: Tensor) -> Tensor:
         """(B, outputs * C, H, W)."""
         patches = self.up(self.norm(tokens)).transpose(1, 2).unflatten(2, self.grid)
         h = self.after(pixel_shuffle(patches, self.factor) + skip, given)
-        return pixel_shuffle(self.last(silu(self.last_norm(h))), 2)
+        return pixel_shuffle(self.last(silu(self.last_norm(h))), self.fold)
 
 
 class ConvBlock(nn.Module):
