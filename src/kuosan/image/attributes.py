@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from kuosan.image.data import ImageData, to_pixels
 from kuosan.progress import Progress
 
 #: Passes over the training images.
-EPOCHS = 10
+EPOCHS = 12
 #: Strokes that are told apart; more count as so many.
 MOST_STROKES = 31
+#: Pixels down and right that the images are shifted by, while training and while judging.
+_SHIFTS = tuple(product((-1, 0, 1), repeat=2))
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,12 @@ class AttributeJudge:
         if levels.dtype != torch.uint8 or tuple(levels.shape[1:]) != self._shape:
             raise ValueError(f"this judge expects uint8 {self._shape}, got {levels.dtype} {tuple(levels.shape[1:])}")
         parts = (to_pixels(part, self._levels) for part in levels.cpu().split(512))
-        return torch.cat([torch.stack(list(map(_value, ATTRIBUTES, self._network(x))), dim=1) for x in parts])
+        return torch.cat([torch.stack(list(map(_value, ATTRIBUTES, self._chances(x))), dim=1) for x in parts])
+
+    def _chances(self, x: Tensor) -> list[Tensor]:
+        """Of each value of each attribute, (B, values): the mean over images shifted as in training."""
+        shifted = [[head.softmax(1) for head in self._network(_moved(x, *by))] for by in _SHIFTS]
+        return [torch.stack(of_one).mean(0) for of_one in zip(*shifted, strict=True)]
 
     def quality(self, levels: Tensor, captions: Sequence[str]) -> dict[str, Any]:
         """Of images and the captions that they were asked for with: which attributes they have.
@@ -221,17 +228,24 @@ class AttributeJudge:
         return judge
 
 
-def _value(name: str, logits: Tensor) -> Tensor:
+def _value(name: str, chances: Tensor) -> Tensor:
     """The likeliest value of an attribute, (B,); of strokes the likeliest bucket of counts."""
     if name != "strokes":
-        return logits.argmax(1)
+        return chances.argmax(1)
     ends = (-1, *LAST_OF_BUCKET, MOST_STROKES)
-    chances = logits.softmax(1)
-    return torch.stack([chances[:, a + 1 : b + 1].sum(1) for a, b in itertools.pairwise(ends)], dim=1).argmax(1)
+    return torch.stack([chances[:, a + 1 : b + 1].sum(1) for a, b in pairwise(ends)], dim=1).argmax(1)
 
 
 def _shifted(x: Tensor, chance: torch.Generator) -> Tensor:
-    """A batch moved by up to a pixel each way, white coming in."""
-    down, right = torch.randint(-1, 2, (2,), generator=chance).tolist()
+    """Images (B, C, H, W), each moved by up to a pixel each way of its own."""
+    by = torch.randint(0, len(_SHIFTS), (len(x),), generator=chance)
+    moved = torch.empty_like(x)
+    for one, shift in enumerate(_SHIFTS):
+        moved[by == one] = _moved(x[by == one], *shift)
+    return moved
+
+
+def _moved(x: Tensor, down: int, right: int) -> Tensor:
+    """By up to a pixel each way, white coming in."""
     padded = nn.functional.pad(x, (1, 1, 1, 1), value=1.0)
     return padded[:, :, 1 + down : 1 + down + x.shape[2], 1 + right : 1 + right + x.shape[3]]
