@@ -1,6 +1,9 @@
 """Captioned images against guidance weights: how often samples have what their captions ask for, and a picture of it.
 
 python benchmarks/text_to_image.py runs/text-to-image --samples 1000 --out docs/text-to-image.png
+python benchmarks/text_to_image.py runs/text-to-emoji --prompts emoji.txt --out docs/emoji.png
+
+The shares are of attributes that a judge can see: of other images than Chinese characters there is only the picture.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from kuosan.image.captioned import CaptionedMedium
 from kuosan.progress import Progress
 
 WEIGHTS = (0.0, 1.0, 2.0, 4.0)
-#: Rows of the picture: captions of no one image.
+#: Rows of the picture of characters: captions of no one image.
 PROMPTS = (
     "water radical, 8 strokes, serif, bold; river",
     "water radical, 8 strokes, sans, regular; river",
@@ -34,11 +37,23 @@ def main() -> None:
     options.add_argument("--weights", type=float, nargs="+", default=WEIGHTS)
     options.add_argument("--precision", default="float32")
     options.add_argument("--out", type=Path, help="a picture: prompts against weights")
+    options.add_argument("--prompts", type=Path, help="its rows, a prompt a line; default some of characters")
     given = options.parse_args()
     run = kuosan.load(given.run)
-    if not isinstance(run.medium, CaptionedMedium) or run.judge is None:
-        options.error(f"{given.run} is no run of captioned images whose attributes can be judged: {run.why_no_judge}")
+    if not isinstance(run.medium, CaptionedMedium):
+        options.error(f"{given.run} is no run of captioned images")
     how = {"steps": given.steps, "precision": given.precision}
+    if run.judge is None:
+        print(f"no judge: {run.why_no_judge}")
+    else:
+        judged(run, given, how)
+    if given.out:
+        prompts = given.prompts.read_text("utf-8").splitlines() if given.prompts else PROMPTS
+        print(picture(run, prompts, given.weights, how, given.out))
+
+
+def judged(run, given, how) -> None:
+    """The table: shares of samples that have the value asked for, by attribute and weight."""
     real = run.judge.reference["attributes"]
     names = [(name, key) for name in real for key in ("seen", "unseen")]
     print(f"{given.samples} samples of each weight, half of the captions of held-out images")
@@ -54,26 +69,24 @@ def main() -> None:
         cells = ["-" if one is None else f"{one['right']:.1%} ± {one['error']:.1%}" for one in shares]
         of_real = "-" if real[name][key] is None else f"{real[name][key]['right']:.1%}"
         print(f"{words:28s}{of_real:>9s}" + "".join(f"{cell:>16s}" for cell in cells))
-    if given.out:
-        print(picture(run, given.weights, how, given.out))
 
 
-def picture(run, weights, how, path: Path, each: int = 4) -> Path:
+def picture(run, prompts, weights, how, path: Path, each: int = 4) -> Path:
     """Prompts down, weights across, so many samples of each, of the same seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    seeds = [k + each * i for i in range(len(PROMPTS)) for k in range(each)]
-    asked = [prompt for prompt in PROMPTS for _ in range(each)]
+    seeds = [k + each * i for i in range(len(prompts)) for k in range(each)]
+    asked = [prompt for prompt in prompts for _ in range(each)]
     progress = Progress("picture: weights")
     figure, axes = plt.subplots(
-        len(PROMPTS), len(weights), figsize=(2.2 * len(weights) + 3.4, 0.62 * len(PROMPTS) + 0.4), squeeze=False
+        len(prompts), len(weights), figsize=(2.6 * len(weights) + 3.4, 0.62 * len(prompts) + 0.4), squeeze=False
     )
     for j, weight in enumerate(weights):
         drawn = run.sample(seeds=seeds, prompt=asked, guidance=weight, **how)
-        for i, prompt in enumerate(PROMPTS):
+        for i, prompt in enumerate(prompts):
             row = drawn[each * i : each * (i + 1)]
             image = row.movedim(1, -1).permute(1, 0, 2, 3).flatten(1, 2).squeeze(-1).numpy()
             axis = axes[i, j]
