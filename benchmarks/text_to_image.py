@@ -1,7 +1,7 @@
 """Captioned images against guidance weights: how often samples have what their captions ask for, and a picture of it.
 
 python benchmarks/text_to_image.py runs/text-to-image --samples 1000 --out docs/text-to-image.png
-python benchmarks/text_to_image.py runs/text-to-emoji --prompts benchmarks/emoji.txt --weights 0 2 4 --out docs/emoji.png
+python benchmarks/text_to_image.py runs/text-to-emoji --prompts benchmarks/emoji.txt --out docs/emoji.png
 
 The shares are of attributes that a judge can see: of other images than Chinese characters there is only the picture.
 """
