@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kuosan.image.captioned import CaptionedMedium
 from kuosan.recipe import Recipe
 from kuosan.runs import DiffusionRun
 from kuosan.sampler import Sampler
@@ -60,7 +61,7 @@ def card(run: DiffusionRun, chosen: Mapping[int, Sampler], pipeline: Any) -> str
         "## How to use it",
         "",
         "```python",
-        *_example(kind, chosen, tables, ours, len(names)),
+        *_example(kind, chosen, tables, ours, len(names), _prompt(run)),
         "```",
         "",
         *(f"- {note}" for note in _notes(run, kind, chosen, tables, ours)),
@@ -85,12 +86,20 @@ def card(run: DiffusionRun, chosen: Mapping[int, Sampler], pipeline: Any) -> str
     return "\n".join(lines)
 
 
-def _example(kind: str, chosen: Mapping[int, Sampler], tables: bool, ours: Sequence[str], classes: int) -> list[str]:
+def _prompt(run: DiffusionRun) -> str:
+    """One for the example: of the run's own captions, if it has some."""
+    kept = run.medium.prompts[:1] if isinstance(run.medium, CaptionedMedium) else ()
+    return kept[0] if kept and kept[0] else "a photograph of a cat"
+
+
+def _example(
+    kind: str, chosen: Mapping[int, Sampler], tables: bool, ours: Sequence[str], classes: int, prompt: str
+) -> list[str]:
     steps, first = next(iter(chosen.items()))
     noise = "generators(range(4))" if ours else "torch.Generator().manual_seed(0)"
     call = f"num_inference_steps={first.table.evaluations if tables else steps}, generator={noise}"
     if kind == "StableDiffusionPipeline":
-        call = f"4 * ['a photograph of a cat'], guidance_scale={1 + first.how['guidance']:g}, {call}"
+        call = f"4 * [{prompt!r}], guidance_scale={1 + first.how['guidance']:g}, {call}"
     elif classes:
         labels = [i % classes for i in range(4)]
         call = f"class_labels={labels}, guidance_scale={1 + first.how['guidance']:g}, {call}"
@@ -134,6 +143,11 @@ def _notes(
         yield (
             f"`guidance_scale` is 1 + w, of the weight w that Kuosan counts from 0: {1 + first.how['guidance']:g} "
             f"here{tuned}; 1 is none."
+        )
+    if "Words" in ours:
+        yield (
+            "It knows the words of its training captions, and others as one unknown word; a prompt of more than "
+            f"{run.recipe.data.captions.length} tokens is cut, which `kuosan sample` refuses."  # type: ignore[union-attr]
         )
     if kind == "DiTPipeline":
         yield "`pipe.get_label_ids` turns names of classes into numbers."
@@ -211,7 +225,15 @@ def _measured(run: DiffusionRun) -> list[tuple[str, str]]:
         error = bound.get("standard_error")
         spread = "" if error is None else f" ± {error:.4f} (standard error over {found['scored']:,} held-out images)"
         rows[0] = ("bound", f"{bound['total']:.4f}{spread} {unit}; {bound.get('form', '')}")
-    if quality and "frechet" not in quality:  # another judge's
+    if quality and "attributes" in quality:
+        of = {key: one["seen"]["right"] for key, one in quality["attributes"].items() if one["seen"]}
+        said = ", ".join(f"{key} {share:.1%}" for key, share in of.items())
+        rows[1] = (
+            "quality",
+            f"as the captions ask, of combinations seen in training: {said} of {quality['samples']:,} samples, by "
+            f"classifiers of real images, at guidance {quality['guidance']:g}",
+        )
+    elif quality and "frechet" not in quality:  # another judge's
         numbers = {key: value for key, value in quality.items() if isinstance(value, int | float)}
         rows[1] = ("quality", ", ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
     elif quality:

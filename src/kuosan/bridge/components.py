@@ -12,58 +12,33 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin, SchedulerMixin
+from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from kuosan.bridge.models import Autoencoder, Clock, Network, Pixels, TextNetwork, Words, form_of
 from kuosan.bridge.schedulers import Threshold
-from kuosan.build import AUTOENCODERS, make, make_denoiser
-from kuosan.denoiser import Denoiser
 from kuosan.process import Process, expand
-from kuosan.recipe import Recipe
-from kuosan.schedules import Table as Steps
 from kuosan.solvers import Clip, DynamicThreshold, Row, Table
+
+__all__ = [
+    "Autoencoder",
+    "Clock",
+    "Network",
+    "Pixels",
+    "TableScheduler",
+    "TableSchedulerOutput",
+    "TextNetwork",
+    "Words",
+    "form_of",
+]
 
 #: What diffusers calls the forms that it knows.
 PREDICTION_TYPES = {"x0": "sample", "eps": "epsilon", "v": "v_prediction", "flow": "flow_prediction"}
 FORMS = {name: form for form, name in PREDICTION_TYPES.items()}
 TRANSFORMS: dict[str, Callable[..., Any]] = {kind.__name__: kind for kind in (Clip, DynamicThreshold, Threshold)}
-
-
-@dataclass(frozen=True)
-class Clock:
-    """How a time in [0, 1] is a timestep: N t - 1, or for flows N t. So diffusers' own schedulers have it.
-
-    Args:
-        steps: N.
-        flow: whether the process is a flow.
-    """
-
-    steps: int
-    flow: bool
-
-    @classmethod
-    def of(cls, process: Process) -> Clock:
-        schedule = process.schedule
-        return cls(len(schedule.log_snrs) if isinstance(schedule, Steps) else 1000, schedule.convention == "flow")
-
-    def timestep(self, t: float) -> float:
-        found = self.steps * t - (0 if self.flow else 1)
-        whole = round(found)
-        return float(whole) if abs(found - whole) < 1e-9 else found  # of a time i / N, without its rounding
-
-    def time(self, timestep: Any) -> Tensor:
-        """Float64: in float32 a thousandth of a step would be lost."""
-        told = torch.as_tensor(timestep).to("cpu", torch.float64)
-        return (told + (0 if self.flow else 1)) / self.steps
-
-
-# -- the scheduler -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -303,134 +278,3 @@ def _to_x0(form: str, alpha: float, sigma: float) -> tuple[float, float]:
     a, b = {"x0": (1.0, 0.0), "eps": (0.0, 1.0), "v": (-sigma, alpha), "flow": (-1.0, 1.0)}[form]
     determinant = alpha * b - sigma * a
     return b / determinant, -sigma / determinant
-
-
-# -- models ------------------------------------------------------------------------------------------------------------
-
-
-class _Whole(ModelMixin, ConfigMixin):
-    """A model that is made, then loaded: accelerate's empty weights would leave it without what is computed."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
-        if options.get("device_map") is None:
-            options["low_cpu_mem_usage"] = False
-        return super().from_pretrained(pretrained_model_name_or_path, **options)
-
-
-def form_of(denoiser: Denoiser) -> str:
-    """The one of diffusers' forms that a denoiser's predictions are read in: its own, or the nearest to it."""
-    if denoiser.preconditioning is not None and denoiser.predicts != "energy":
-        return "x0"
-    found = {"levels": "x0", "score": "eps", "energy": "eps", "velocity": "flow"}.get(
-        denoiser.predicts, denoiser.predicts
-    )
-    # from noise alone predicted noise says nothing of x0: there the denoiser asks a little later, and says x0
-    return "x0" if found == "eps" and float(denoiser.process.alpha(1.0)) == 0 else found
-
-
-class Network(_Whole):
-    """The denoiser of a run as a model of diffusers: its weights, its recipe, and all that it takes to read them.
-
-    Args:
-        recipe: as JSON.
-        in_channels, sample_size: of the states; a side, or (height, width).
-        out_channels: the same again, for pipelines that look whether a variance is predicted too.
-        levels: of discrete data; 0 for continuous.
-        classes: 0 for none.
-    """
-
-    @register_to_config
-    def __init__(
-        self,
-        recipe: dict[str, Any],
-        in_channels: int,
-        sample_size: int | list[int],
-        out_channels: int,
-        levels: int = 0,
-        classes: int = 0,
-    ):
-        super().__init__()
-        sides = [sample_size, sample_size] if isinstance(sample_size, int) else sample_size
-        self.denoiser = make_denoiser(
-            Recipe.model_validate(recipe), (in_channels, *sides), levels or None, classes
-        ).requires_grad_(False)
-        self.denoiser.eval()
-        self._clock, self._classes = Clock.of(self.denoiser.process), classes
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
-        found = super().from_pretrained(pretrained_model_name_or_path, **options)
-        model = found[0] if isinstance(found, tuple) else found
-        model.denoiser = model.denoiser.around(model.denoiser.network)  # loading puts others in its parameters' place
-        return found
-
-    @property
-    def predicts(self) -> str:
-        """The form of what it returns: "x0", "eps", "v" or "flow"."""
-        return form_of(self.denoiser)
-
-    def forward(
-        self, sample: Tensor, timestep: Any, class_labels: Tensor | None = None, return_dict: bool = True
-    ) -> UNet2DOutput | tuple[Tensor]:
-        """What the run's denoiser says, in the form :attr:`predicts`, (B, C, H, W).
-
-        Args:
-            timestep: a number, or of shape () or (B,).
-            class_labels: (B,); -1, or any number past the last class, is "any class", and so is None.
-
-        Raises:
-            ValueError: states of another shape, classes of a run that has none, or weights in half precision.
-        """
-        if self.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"the weights are {self.dtype}, in which the time would be rounded to a few hundred values: load them "
-                "in float32, and compute under torch.autocast"
-            )
-        t = self._clock.time(timestep)
-        one = t.numel() == 1 or bool((t == t.flatten()[0]).all())
-        if class_labels is not None and self._classes:
-            class_labels = torch.where(class_labels < self._classes, class_labels, -1)
-        said = self.denoiser(sample, float(t.flatten()[0]) if one else t, class_labels)
-        value = said.read(self.predicts)
-        return UNet2DOutput(value) if return_dict else (value,)
-
-
-class Autoencoder(_Whole):
-    """The autoencoder of a latent run: codes to images and back.
-
-    Args:
-        recipe: as JSON.
-        shape: (C, H, W) of an image.
-        levels: of it; 0 for continuous data.
-        scaling_factor: pipelines divide codes by it: 1, since a run's codes are scaled inside.
-    """
-
-    @register_to_config
-    def __init__(self, recipe: dict[str, Any], shape: list[int], levels: int = 0, scaling_factor: float = 1.0):
-        super().__init__()
-        section = Recipe.model_validate(recipe).autoencoder
-        assert section is not None
-        self.autoencoder = make(AUTOENCODERS, section, "autoencoder", shape=tuple(shape), levels=levels)
-        self.autoencoder.requires_grad_(False).eval()
-
-    def encode(self, x: Tensor) -> AutoencoderKLOutput:
-        """q(z | x), as ``.latent_dist``, of images (B, C, H, W) in [-1, 1]."""
-        return AutoencoderKLOutput(latent_dist=self.autoencoder.encode(x))
-
-    def decode(self, z: Tensor) -> DecoderOutput:
-        """The mean image of each code."""
-        return DecoderOutput(sample=self.autoencoder.decode(z).mean)
-
-
-class Pixels(_Whole):
-    """In the place of an autoencoder, where it is pixels that are diffused: images are their own codes."""
-
-    @register_to_config
-    def __init__(self, scaling_factor: float = 1.0):
-        super().__init__()
-        # a model has a kind and a place; this one has no weights to take them from
-        self.register_buffer("nothing", torch.zeros(1))
-
-    def decode(self, z: Tensor) -> DecoderOutput:
-        return DecoderOutput(sample=z)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
+import math
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,10 +26,12 @@ from kuosan.bridge.networks import DiffusersNetwork, DiffusersTextNetwork, read_
 from kuosan.bridge.solver import DiffusersSolver
 from kuosan.bridge.steps import EULER
 from kuosan.build import make_solver
+from kuosan.discrete.lengths import PAD
 from kuosan.runs import FAMILIES, DiffusionRun, LatentRun, Run, RunError, load
 from kuosan.sampler import Sampler, TunedTableError
 from kuosan.seeds import stream
 from kuosan.solvers import check_seeds
+from kuosan.tokenizer import SPECIAL, UNKNOWN
 
 #: Pipelines that begin with noise of the scheduler's standard deviation, and let it scale what the network is given.
 SCALES_NOISE = ("LDMPipeline", "StableDiffusionPipeline")
@@ -123,15 +127,17 @@ def _of_images(run: Run | str | Path) -> DiffusionRun:
             f"{found.folder} is the run of {FAMILIES[found.recipe.family]}: diffusers is given diffusion models of "
             "images, and latent ones"
         )
-    if found.recipe.data.captions is not None and not _of_text(found):
+    captions = found.recipe.data.captions
+    if captions is not None and captions.pretrained is not None and not _of_text(found):
         raise RunError(
-            f"{found.folder} is told captions by a reader of Kuosan's, and pipelines of diffusers have no place for one"
+            f"{found.folder} reads captions with {captions.pretrained}, which lies elsewhere, and a folder for "
+            "diffusers has to have all that it needs: train with a reader of its own"
         )
     return found
 
 
 def _of_text(run: DiffusionRun) -> bool:
-    """Whether it is told texts as Stable Diffusion is."""
+    """Whether it is told texts by the encoder of Stable Diffusion."""
     return isinstance(run, LatentRun) and isinstance(run.denoiser.network, DiffusersTextNetwork)
 
 
@@ -183,8 +189,11 @@ def _pipeline(components: ModuleType, run: DiffusionRun, chosen: Mapping[int, Sa
     classes = len(run.classes or ()) if run.conditional else 0
     latent = isinstance(run, LatentRun)
     kind: Any = diffusers.DiTPipeline if classes else diffusers.LDMPipeline if latent else diffusers.DDPMPipeline
-    kind = diffusers.StableDiffusionPipeline if _of_text(run) else kind
+    told = run.recipe.data.captions is not None
+    kind = diffusers.StableDiffusionPipeline if told else kind
     _, height, width = run.state_shape
+    if told and (side := run.shape[1]) % 8:
+        raise RunError(f"{run.folder} makes images of {side} pixels a side, and {kind.__name__} multiples of 8")
     if height != width and kind is not diffusers.DDPMPipeline:
         raise RunError(f"{run.folder} makes samples of {height} x {width}, and {kind.__name__} makes squares")
     if classes > NO_CLASS:
@@ -212,15 +221,29 @@ def _pipeline(components: ModuleType, run: DiffusionRun, chosen: Mapping[int, Sa
     decoder = _autoencoder(components, run) if isinstance(run, LatentRun) else components.Pixels()
     if kind is diffusers.LDMPipeline:
         return kind(decoder, network, scheduler)
-    if _of_text(run):
-        from transformers import CLIPTokenizer
-
-        words = CLIPTokenizer.from_pretrained(run.folder / "tokenizer", local_files_only=True)
+    if told:
+        encoder = run.denoiser.network.encoder if _of_text(run) else components.Words(pad=PAD)
         unsafe = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return kind(decoder, run.denoiser.network.encoder, words, network, scheduler, **unsafe)
+        return kind(decoder, encoder, _tokenizer(run), network, scheduler, **unsafe)
     pipeline: Any = kind(network, decoder, scheduler)
     pipeline.register_to_config(id2label={str(i): name for i, name in enumerate(run.classes or ())})
     return pipeline
+
+
+def _tokenizer(run: DiffusionRun) -> Any:
+    """The run's words as a tokenizer of transformers."""
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+
+    if _of_text(run):
+        return CLIPTokenizer.from_pretrained(run.folder / "tokenizer", local_files_only=True)
+    import tokenizers
+
+    said = json.loads((run.folder / "tokenizer.json").read_text("utf-8"))["tokenizer"]
+    library, captions = tokenizers.Tokenizer.from_str(json.dumps(said)), run.recipe.data.captions
+    assert captions is not None
+    return PreTrainedTokenizerFast(
+        tokenizer_object=library, pad_token=SPECIAL[PAD], unk_token=SPECIAL[UNKNOWN], model_max_length=captions.length
+    )
 
 
 def _tables(components: ModuleType, run: DiffusionRun, chosen: Mapping[int, Sampler]) -> Any:
@@ -265,14 +288,16 @@ def _own_network(components: ModuleType, run: DiffusionRun) -> Any | None:
 
 def _network(components: ModuleType, run: DiffusionRun, classes: int) -> Any:
     channels, height, width = run.state_shape
-    found = components.Network(
-        recipe=_recipe(run),
-        in_channels=channels,
-        sample_size=height if height == width else [height, width],
-        out_channels=channels,
-        levels=0 if isinstance(run, LatentRun) else run.levels,
-        classes=classes,
-    )
+    shape = {
+        "in_channels": channels,
+        "sample_size": height if height == width else [height, width],
+        "out_channels": channels,
+        "levels": 0 if isinstance(run, LatentRun) else run.levels,
+    }
+    if run.recipe.data.captions is None:
+        found = components.Network(recipe=_recipe(run), **shape, classes=classes)
+    else:
+        found = components.TextNetwork(recipe=_recipe(run), **shape)
     found.denoiser.load_state_dict(run.denoiser.state_dict())
     return found
 
@@ -282,7 +307,10 @@ def _autoencoder(components: ModuleType, run: LatentRun) -> Any:
         own = run.model.model.decoder.autoencoder
         if not own.config.get("shift_factor"):  # which pipelines take no notice of
             return own
-    found = components.Autoencoder(recipe=_recipe(run), shape=list(run.shape), levels=run.levels)
+    halvings = math.log2(run.shape[1] / run.state_shape[1])
+    found = components.Autoencoder(
+        recipe=_recipe(run), shape=list(run.shape), levels=run.levels, block_out_channels=[1] * (1 + round(halvings))
+    )
     names = found.autoencoder.state_dict()
     found.autoencoder.load_state_dict({k: v for k, v in run.model.state_dict().items() if k in names})
     return found
