@@ -77,12 +77,15 @@ def test_prompts_give_the_same_images_guided_or_not(which, request, tmp_path):
     assert (away - guided).abs().max() > 1e-4
     kept = dict(run.denoiser.named_parameters())
     assert all(torch.equal(p, kept[name]) for name, p in pipe.unet.denoiser.named_parameters())
+    if which == "codes":
+        of_images = dict(run.model.named_parameters())
+        assert all(torch.equal(p, of_images[name]) for name, p in pipe.vae.autoencoder.named_parameters())
 
 
 def test_the_tokens_are_the_runs_own(pixels, tmp_path):
     """Truth: the run's conditions; the empty prompt is all padding."""
     pipe = opened(export(pixels, tmp_path / "out"))
-    for prompt in [*PROMPTS, "", "a, a; a-a... A'a"]:
+    for prompt in [*PROMPTS, "", "a, a; a-a... A'a", "a <pad> red <unk> left"]:
         given = pipe.tokenizer(prompt, padding="max_length", max_length=10, truncation=True, return_tensors="pt")
         (said,) = pipe.text_encoder(given.input_ids)
         assert said[..., 0].long().tolist() == pixels.medium.conditions([prompt]).tolist()

@@ -242,7 +242,11 @@ def _tokenizer(run: DiffusionRun) -> Any:
     library, captions = tokenizers.Tokenizer.from_str(json.dumps(said)), run.recipe.data.captions
     assert captions is not None
     return PreTrainedTokenizerFast(
-        tokenizer_object=library, pad_token=SPECIAL[PAD], unk_token=SPECIAL[UNKNOWN], model_max_length=captions.length
+        tokenizer_object=library,
+        pad_token=SPECIAL[PAD],
+        unk_token=SPECIAL[UNKNOWN],
+        model_max_length=captions.length,
+        split_special_tokens=True,  # a text that spells one out is ordinary text
     )
 
 

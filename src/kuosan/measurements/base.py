@@ -106,6 +106,7 @@ class Measurements(ABC):
             "levels": run.levels,
             "classes": run.classes,
             "conditional": run.conditional,
+            "told": run.told,
             "kind": self.kind,
             "model": self.model_in_words,
             "parameters": info["parameters"],
