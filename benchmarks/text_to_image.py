@@ -100,7 +100,7 @@ def picture(run, prompts, weights, how, path: Path, each: int = 4) -> Path:
         progress(j + 1, len(weights))
     figure.tight_layout(pad=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     return path
 
 
