@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, silu
+from torch.nn.functional import cross_entropy, silu, softplus
 
 from kuosan.image.characters import ATTRIBUTES, LAST_OF_BUCKET, attributes_of, strokes_of, unseen
 from kuosan.image.data import ImageData, to_pixels
@@ -60,15 +60,18 @@ class _Network(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], width: int = 48):
         super().__init__()
-        values = [MOST_STROKES + 1 if name == "strokes" else len(one) for name, one in ATTRIBUTES.items()]
         self.first = nn.Conv2d(4 * shape[0], width, 3, padding=1)
         widths = (width, 2 * width, 4 * width)
         self.blocks = nn.ModuleList(
             _Block(widths[max(0, i - 1)], out, first=not k) for i, out in enumerate(widths) for k in range(2)
         )
-        self.features = nn.Sequential(nn.Flatten(), nn.Dropout(0.2))
-        side = shape[1] // 8
-        self.heads = nn.ModuleList(nn.Linear(widths[-1] * side**2, count) for count in values)
+        self.features, places = nn.Dropout(0.2), (shape[1] // 8) ** 2
+        self.heads = nn.ModuleList(
+            _Count(widths[-1], places)
+            if name == "strokes"
+            else nn.Sequential(nn.Flatten(), nn.Linear(widths[-1] * places, len(values)))
+            for name, values in ATTRIBUTES.items()
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         h = self.first(nn.functional.pixel_unshuffle(x, 2))
@@ -76,6 +79,29 @@ class _Network(nn.Module):
             h = block(h)
         h = self.features(h)
         return [head(h) for head in self.heads]
+
+
+class _Count(nn.Module):
+    """How many strokes: the sum of what there is at each place, as the logits of a Gaussian of 0 to `MOST_STROKES`.
+
+    A head that sees all places at once learns which counts a radical never has in a typeface, and is then wrong about
+    just the combinations that are held out.
+    """
+
+    def __init__(self, channels: int, places: int):
+        super().__init__()
+        self.each, self.spread = nn.Linear(channels, 1), nn.Linear(channels, 1)
+        nn.init.zeros_(self.each.weight)
+        nn.init.constant_(self.each.bias, math.log(math.expm1(10 / places)))  # at first, ten on every image
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, MOST_STROKES + 1) of features (B, C, H, W)."""
+        with torch.autocast(h.device.type, enabled=False):
+            h = h.float().flatten(2).mT
+            mean = softplus(self.each(h)).sum((1, 2))
+            spread = 0.3 + softplus(self.spread(h.mean(1))).squeeze(1)
+        away = torch.arange(MOST_STROKES + 1, device=h.device) - mean[:, None]
+        return -((away / spread[:, None]) ** 2) / 2
 
 
 class _Block(nn.Module):
@@ -138,6 +164,7 @@ class AttributeJudge:
                 loss = sum(cross_entropy(one.float(), wanted[chosen, a]) for a, one in enumerate(said))
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[union-attr]
+                nn.utils.clip_grad_norm_(network.parameters(), 5.0)  # a count far from where the first Gaussian is
                 optimiser.step()
                 schedule.step()
                 progress(step + 1, steps)
