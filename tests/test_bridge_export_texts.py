@@ -1,5 +1,6 @@
 """Runs that are told captions as pipelines of diffusers: the same tokens, the same weights, the same images."""
 
+import json
 import os
 
 import numpy as np
@@ -122,3 +123,20 @@ def test_what_cannot_be_exported_is_refused(squares, encoder, tmp_path, capsys):
     assert main(["export", str(tmp_path / "odd"), str(tmp_path / "out")]) == 2
     assert "multiples of 8" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_card_says_which_attributes_samples_have(pixels, tmp_path):
+    """Truth: written by hand as `kuosan evaluate` writes it."""
+    attributes = {
+        "weight": {"seen": {"right": 0.75}, "unseen": {"right": 0.5}},
+        "radical": {"seen": {"right": 1.0}, "unseen": None},
+    }
+    quality = {"attributes": attributes, "samples": 2000, "guidance": 2.0}
+    path = pixels.folder / "evaluation.json"
+    path.write_text(json.dumps({"step": pixels.step, "quality": quality}), "utf-8")
+    try:
+        card = (export(pixels, tmp_path / "out") / "README.md").read_text("utf-8")
+    finally:
+        path.unlink()
+    said = "weight 75.0%, radical 100.0% (combinations seen in training); weight 50.0% (combinations held out)"
+    assert f"| quality | as the captions ask: {said} of 2,000 samples" in card

@@ -226,12 +226,15 @@ def _measured(run: DiffusionRun) -> list[tuple[str, str]]:
         spread = "" if error is None else f" ± {error:.4f} (standard error over {found['scored']:,} held-out images)"
         rows[0] = ("bound", f"{bound['total']:.4f}{spread} {unit}; {bound.get('form', '')}")
     if quality and "attributes" in quality:
-        of = {key: one["seen"]["right"] for key, one in quality["attributes"].items() if one["seen"]}
-        said = ", ".join(f"{key} {share:.1%}" for key, share in of.items())
+        said = []
+        for which, words in (("seen", "seen in training"), ("unseen", "held out")):
+            of = {key: one[which]["right"] for key, one in quality["attributes"].items() if one[which]}
+            if of:
+                said.append(f"{', '.join(f'{key} {share:.1%}' for key, share in of.items())} (combinations {words})")
         rows[1] = (
             "quality",
-            f"as the captions ask, of combinations seen in training: {said} of {quality['samples']:,} samples, by "
-            f"classifiers of real images, at guidance {quality['guidance']:g}",
+            f"as the captions ask: {'; '.join(said)} of {quality['samples']:,} samples, by classifiers of real images, "
+            f"at guidance {quality['guidance']:g}",
         )
     elif quality and "frechet" not in quality:  # another judge's
         numbers = {key: value for key, value in quality.items() if isinstance(value, int | float)}
