@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kuosan.image.attributes import MOST_STROKES, AttributeJudge, Share, _value
+from kuosan.image.attributes import MOST_STROKES, AttributeJudge, Share, _Count, _value
 from kuosan.image.characters import ATTRIBUTES, held_out_combinations
 from kuosan.image.data import Examples, ImageData
 
@@ -108,6 +108,20 @@ def test_a_bucket_of_strokes_is_the_likeliest_sum_of_its_counts():
         alone[0, count] = 1
         assert _value("strokes", alone).item() == bucket
     assert _value("weight", torch.tensor([[0.0, 1.0]])).item() == 1
+
+
+def test_strokes_are_counted_by_place():
+    """Truth: by hand: before training every image has ten; each place adds what it has."""
+    head = _Count(channels=2, places=4)
+    chances = head(torch.randn(3, 2, 2, 2)).softmax(1)
+    assert chances.shape == (3, MOST_STROKES + 1)
+    assert chances.argmax(1).tolist() == [10, 10, 10]
+    with torch.no_grad():
+        head.each.weight.copy_(torch.tensor([[1.0, 0.0]]))
+        head.each.bias.zero_()
+    features = torch.full((1, 2, 2, 2), -50.0)  # of which softplus leaves nothing
+    features[0, 0, 0, 0], features[0, 0, 1, 1] = 3.0, 4.0
+    assert head(features).argmax().item() == 7
 
 
 def test_captions_that_say_nothing_to_check_are_refused():

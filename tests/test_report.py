@@ -191,9 +191,10 @@ def neighbours(ours, real, share=0.05, copies=0):
         (neighbours(2.0, 2.0), "No sign of memorisation"),
         (neighbours(3.0, 2.0, share=0.0), "not yet quite like the data"),
         (neighbours(1.2, 2.0, share=0.6), "lean on training images"),
+        (neighbours(1.6, 2.0, share=0.06), "no sign of copies"),
         (neighbours(0.0, 2.0, share=0.9, copies=80), "80 of 100 samples are exact copies"),
     ],
-    ids=["as far as real ones", "further", "nearer", "copies"],
+    ids=["as far as real ones", "further", "nearer", "on average nearer", "copies"],
 )
 def test_the_conclusion_on_memorisation_follows_the_numbers(found, says):
     assert says in figures.conclusion(found)

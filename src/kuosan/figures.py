@@ -73,6 +73,12 @@ def conclusion(found: Mapping[str, Any]) -> str:
             "No sign of memorisation: samples lie further from the training images than new real images do "
             f"({medians}), which also says that they are not yet quite like the data."
         )
+    if ours < 0.9 * real:
+        return (
+            f"Samples lie nearer to the training images than new real images do ({medians}), but only {share:.0%} of "
+            "them nearer than 95 % of those, where 5 % were to be expected: no sign of copies, but they lean on "
+            "training images or are plainer than real ones; the pairs below tell which."
+        )
     return (
         "No sign of memorisation: samples lie about as far from the training images as new real images do "
         f"({medians}); {share:.0%} of them lie nearer than 95 % of those, where 5 % were to be expected."

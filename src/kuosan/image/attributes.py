@@ -21,7 +21,7 @@ from kuosan.image.data import ImageData, to_pixels
 from kuosan.progress import Progress
 
 #: Passes over the training images.
-EPOCHS = 12
+EPOCHS = 13
 #: Strokes that are told apart; more count as so many.
 MOST_STROKES = 31
 #: Pixels down and right that the images are shifted by, while training and while judging.
