@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import kuosan
 from kuosan.image.captioned import CaptionedMedium
+from kuosan.image.data import to_levels, to_pixels
 from kuosan.progress import Progress
+from kuosan.runs import LatentRun
 
 WEIGHTS = (0.0, 1.0, 2.0, 4.0)
 #: Rows of the picture of characters: captions of no one image.
@@ -54,11 +59,13 @@ def main() -> None:
 
 def judged(run, given, how) -> None:
     """The table: shares of samples that have the value asked for, by attribute and weight."""
-    real = run.judge.reference["attributes"]
+    real: dict[str, Any] = run.judge.reference["attributes"]
     names = [(name, key) for name in real for key in ("seen", "unseen")]
     print(f"{given.samples} samples of each weight, half of the captions of held-out images")
     print("right, by the judge, ± standard error")
-    print(f"{'attribute, combination':28s}{'real':>9s}" + "".join(f"{f'w = {w:g}':>16s}" for w in given.weights))
+    coded = through_codes(run)
+    beside = f"{'real':>9s}" + (f"{'coded':>9s}" if coded else "")
+    print(f"{'attribute, combination':28s}{beside}" + "".join(f"{f'w = {w:g}':>16s}" for w in given.weights))
     found = {
         w: run.quality(given.samples, guidance=w, **how)["attributes"]  # type: ignore[index]
         for w in given.weights
@@ -67,8 +74,20 @@ def judged(run, given, how) -> None:
         words = f"{name}, {'seen' if key == 'seen' else 'held out'}"
         shares = [found[w][name][key] for w in given.weights]
         cells = ["-" if one is None else f"{one['right']:.1%} ± {one['error']:.1%}" for one in shares]
-        of_real = "-" if real[name][key] is None else f"{real[name][key]['right']:.1%}"
-        print(f"{words:28s}{of_real:>9s}" + "".join(f"{cell:>16s}" for cell in cells))
+        bounds = [one[name][key] for one in (real, coded) if one]
+        of_real = "".join(f"{'-' if one is None else format(one['right'], '.1%'):>9s}" for one in bounds)
+        print(f"{words:28s}{of_real}" + "".join(f"{cell:>16s}" for cell in cells))
+
+
+@torch.no_grad()
+def through_codes(run) -> dict[str, Any] | None:
+    """Of a latent run: what the judge sees of real held-out images that went through the autoencoder, as samples do."""
+    if not isinstance(run, LatentRun):
+        return None
+    held = run.data.held_out
+    codes = [run.autoencoder.encode(to_pixels(part, run.levels)).mean for part in held.levels.split(256)]
+    again = to_levels(run.decoded(run.autoencoder, torch.cat(codes)), run.levels)
+    return run.judge.quality(again, held.captions)["attributes"]
 
 
 def picture(run, prompts, weights, how, path: Path, each: int = 4) -> Path:
