@@ -340,6 +340,21 @@ def test_what_cannot_be_asked_for_is_refused(run, squares, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_levels_are_no_pixels(run):
+    with pytest.raises(ValueError, match=r"image has pixels in \[-1, 1\], got torch.uint8"):
+        run.sample(1, prompt="red", image=torch.zeros(3, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.slow
+def test_unknown_words_of_many_prompts_are_said_in_one_line(run, capsys):
+    run.medium.conditions(["red zebra", "red", "yak blue", "blue auk"])
+    said = capsys.readouterr().err
+    assert said == "'red zebra': 1 of 2 words are not known to the model, nor all of 2 more prompts\n"
+    run.medium.conditions(["red", "blue"])
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_kept_captions_are_cut_and_may_have_unknown_words(run, tmp_path):
     """As in training, and unlike prompts, which are refused then."""
     shutil.copytree(run.folder, tmp_path / "run")

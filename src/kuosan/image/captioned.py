@@ -121,7 +121,7 @@ class CaptionedMedium(ImageMedium):
         Raises:
             ValueError: a prompt that is too long, or of which no word is known.
         """
-        rows = self.tokenizer.encode_all(list(prompts))
+        rows, strangers = self.tokenizer.encode_all(list(prompts)), []
         for prompt, ids in zip(prompts, rows, strict=True):
             begins = prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
             if len(ids) > self.how.length:
@@ -132,7 +132,9 @@ class CaptionedMedium(ImageMedium):
             if strange and len(strange) == len(ids):
                 raise ValueError(f"no word of {begins!r} is among those that the model has learned")
             if strange:
-                to_stderr(f"{begins!r}: {len(strange)} of {len(ids)} words are not known to the model")
+                strangers.append(f"{begins!r}: {len(strange)} of {len(ids)} words are not known to the model")
+        if strangers:
+            to_stderr(strangers[0] + (f", nor all of {len(strangers) - 1} more prompts" if strangers[1:] else ""))
         return self._padded(rows)
 
     def kept_conditions(self, n: int) -> Tensor:

@@ -241,6 +241,8 @@ class DiffusionRun(Run):
             found[name] = read[name](one) if isinstance(one, str | Path) else one
             if tuple(found[name].shape) != self.shape:
                 raise ValueError(f"{name} has shape {tuple(found[name].shape)}, and samples have {self.shape}")
+            if name != "mask" and not found[name].is_floating_point():
+                raise ValueError(f"{name} has pixels in [-1, 1], got {found[name].dtype}: levels are to become such")
         known, mask = (given.get(name) for name in ("known", "mask"))
         if isinstance(known, str | Path) and isinstance(mask, str | Path):
             self.medium.check_mask(known, mask)
